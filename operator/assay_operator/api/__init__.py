@@ -1,0 +1,1 @@
+"""The API: pydantic models that are the only definition of the custom resources."""

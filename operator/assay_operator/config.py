@@ -1,0 +1,61 @@
+"""The operator's own configuration: one YAML file, usually a ConfigMap that the chart writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+ENGINE_VERSION = "0.5.23"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EngineDefaults(_Part):
+    """Where engine pods come from, by class of accelerator (`cpu`, `nvidia`)."""
+
+    images: dict[str, str] = Field(
+        default={
+            "cpu": f"assay/engine:{ENGINE_VERSION}-cpu",
+            "nvidia": f"assay/engine:{ENGINE_VERSION}",
+        },
+        description="Image by class of accelerator.",
+    )
+    templates: dict[str, dict[str, Any]] = Field(
+        default={},
+        description="Cluster-wide overrides of the engine pod by class of accelerator, merged "
+        "before the user's own: tolerations, node caches, pull secrets.",
+    )
+
+
+class RouterDefaults(_Part):
+    """Where router pods come from."""
+
+    image: str = "assay/router:0.1.0"
+    template: dict[str, Any] = Field(
+        default={}, description="Cluster-wide overrides of the router pod."
+    )
+
+
+class OperatorConfig(_Part):
+    """Defaults that a cluster's administrator sets once."""
+
+    engine: EngineDefaults = EngineDefaults()
+    router: RouterDefaults = RouterDefaults()
+    imagePullPolicy: str = "IfNotPresent"
+
+
+def load(path: Path | None) -> OperatorConfig:
+    """The configuration at `path`, or the defaults.
+
+    Raises:
+        pydantic.ValidationError: a key is unknown or a value has the wrong type.
+        OSError: the file cannot be read.
+    """
+    if path is None:
+        return OperatorConfig()
+    return OperatorConfig.model_validate(yaml.safe_load(path.read_text()) or {})

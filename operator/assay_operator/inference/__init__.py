@@ -1,0 +1,1 @@
+"""Serving: pure functions from an InferenceService and what is seen of it to a plan."""

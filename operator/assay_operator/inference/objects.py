@@ -1,0 +1,448 @@
+"""The children that an InferenceService shall have, as plain data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from assay_operator.api.inference_service import InferenceServiceSpec
+from assay_operator.config import OperatorConfig
+from assay_operator.inference.merge import strategic_merge
+from assay_operator.inference.observation import ENGINE_PORT, METRICS_PORT, ROUTER_PORT
+from assay_operator.inference.profiles import EngineProfile
+from assay_operator.plan import MANAGED_BY, MANAGED_BY_LABEL, OWNER_LABEL, Json
+
+USER_ID = 65532
+MODEL_MOUNT = "/models"
+POINTER_MOUNT = "/etc/assay/pointer"
+WORKERS_MOUNT = "/etc/assay/workers"
+WORKERS_FILE = "workers.json"
+VERSION_ANNOTATION = "assay.dev/version"
+WORKERS_ANNOTATION = "assay.dev/workers"
+DRAIN_SECONDS = 8
+"""From a pod's deletion to its SIGTERM. In it the operator takes the engine out of the list of
+workers and the router drains it, which was measured as 5.2 s; the engine still accepts requests."""
+FINISH_SECONDS = 180
+"""From SIGTERM to SIGKILL: requests in flight run to their end."""
+_PROBE_PERIOD = 5
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The names of a service and its children."""
+
+    name: str
+    namespace: str
+
+    @property
+    def engine(self) -> str:
+        return f"{self.name}-engine"
+
+    @property
+    def router(self) -> str:
+        return f"{self.name}-router"
+
+    @property
+    def pointer(self) -> str:
+        return f"{self.name}-pointer"
+
+    @property
+    def workers(self) -> str:
+        return f"{self.name}-workers"
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.name}.{self.namespace}.svc/v1"
+
+    def selector(self, component: str) -> dict[str, str]:
+        """The labels by which the pods of a component are found; they never change."""
+        return {
+            "app.kubernetes.io/instance": self.name,
+            "app.kubernetes.io/component": component,
+            MANAGED_BY_LABEL: MANAGED_BY,
+        }
+
+    def labels(self, component: str) -> dict[str, str]:
+        """The labels of a component's objects."""
+        return {
+            **self.selector(component),
+            "app.kubernetes.io/part-of": "assay",
+            OWNER_LABEL: f"inferenceservice.{self.name}",
+        }
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where weights come from, parsed.
+
+    Attributes:
+        volume: the pod's volume that holds them, without its name.
+        path: where they lie in the engine's container.
+        version: the name by which the engine reports them. Weights that a user points to were not
+            weighed and have no digest; until then their version is the name of their place.
+    """
+
+    volume: Json
+    path: str
+    version: str
+
+
+def parse_source(source: str) -> Source:
+    """Parses `pvc://CLAIM/PATH` and `oci://IMAGE`, which the CRD's rules have checked."""
+    scheme, _, rest = source.partition("://")
+    fingerprint = hashlib.sha256(source.encode()).hexdigest()[:8]
+    if scheme == "oci":
+        image = rest.rsplit("/", 1)[-1]
+        _, _, digest = rest.partition("@sha256:")
+        version = f"sha256:{digest[:12]}" if digest else f"{image}-{fingerprint}"
+        return Source({"image": {"reference": rest}}, MODEL_MOUNT, version)
+    claim, _, path = rest.partition("/")
+    leaf = path.rstrip("/").rsplit("/", 1)[-1] or claim
+    folder = f"{MODEL_MOUNT}/{path}".rstrip("/")
+    return Source(
+        {"persistentVolumeClaim": {"claimName": claim}}, folder, f"{leaf}-{fingerprint}"
+    )
+
+
+def workers_document(urls: Iterable[str]) -> str:
+    """The router's worker list: the file that smg's file discovery reads."""
+    return json.dumps({"version": 1, "workers": [{"url": url} for url in sorted(urls)]})
+
+
+def fingerprint(document: str) -> str:
+    """A short name for a document's content, for annotations."""
+    return hashlib.sha256(document.encode()).hexdigest()[:16]
+
+
+def desired(
+    identity: Identity,
+    spec: InferenceServiceSpec,
+    profile: EngineProfile,
+    config: OperatorConfig,
+    members: Iterable[str],
+) -> tuple[Json, ...]:
+    """All children of one service, in the order in which they are to be applied.
+
+    Args:
+        identity: the names.
+        spec: what the user wants.
+        profile: the resolved engine profile.
+        config: the administrator's defaults.
+        members: URLs of the engines that the router shall send requests to.
+    """
+    source = parse_source(spec.model.source)
+    return (
+        _config_map(
+            identity,
+            identity.pointer,
+            "engine",
+            {"pointer.json": json.dumps({"path": source.path, "version": source.version})},
+        ),
+        _config_map(
+            identity, identity.workers, "router", {WORKERS_FILE: workers_document(members)}
+        ),
+        _deployment(
+            identity,
+            identity.engine,
+            "engine",
+            spec.replicas,
+            engine_template(identity, spec, profile, config),
+            progress_seconds=profile.startup_seconds + 600,
+        ),
+        _deployment(
+            identity,
+            identity.router,
+            "router",
+            spec.router.replicas if spec.replicas else 0,
+            router_template(identity, spec, config),
+            progress_seconds=600,
+        ),
+        _service(identity),
+        _disruption_budget(identity, identity.engine, "engine"),
+        _disruption_budget(identity, identity.router, "router"),
+    )
+
+
+def _metadata(identity: Identity, name: str, component: str) -> Json:
+    return {
+        "name": name,
+        "namespace": identity.namespace,
+        "labels": identity.labels(component),
+    }
+
+
+def _config_map(identity: Identity, name: str, component: str, data: dict[str, str]) -> Json:
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": _metadata(identity, name, component),
+        "data": data,
+    }
+
+
+def _service(identity: Identity) -> Json:
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _metadata(identity, identity.name, "router"),
+        "spec": {
+            "type": "ClusterIP",
+            "selector": identity.selector("router"),
+            "ports": [
+                {"name": "http", "port": 80, "targetPort": "http", "protocol": "TCP"},
+            ],
+        },
+    }
+
+
+def _disruption_budget(identity: Identity, name: str, component: str) -> Json:
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": _metadata(identity, name, component),
+        "spec": {
+            "maxUnavailable": 1,
+            # A pod that serves nobody must not keep a node from being drained.
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+            "selector": {"matchLabels": identity.selector(component)},
+        },
+    }
+
+
+def _deployment(
+    identity: Identity,
+    name: str,
+    component: str,
+    replicas: int,
+    template: Json,
+    progress_seconds: int,
+) -> Json:
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": _metadata(identity, name, component),
+        "spec": {
+            "replicas": replicas,
+            "revisionHistoryLimit": 3,
+            "progressDeadlineSeconds": progress_seconds,
+            # The operator needs a moment to prove a new replica and to route to it before an old
+            # one goes.
+            "minReadySeconds": 10,
+            "strategy": {
+                "type": "RollingUpdate",
+                # A lone replica is replaced without a gap. Of several, one may go first: where
+                # no GPU is spare, waiting for a surge pod would never end.
+                "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 1 if replicas > 1 else 0},
+            },
+            "selector": {"matchLabels": identity.selector(component)},
+            "template": template,
+        },
+    }
+
+
+_CONTAINER_SECURITY: Json = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
+
+
+def _pod(identity: Identity, component: str, spec: Json, annotations: dict[str, str]) -> Json:
+    """A pod template with what every pod of ours has: no token, no privilege, spread out."""
+    return {
+        "metadata": {"labels": identity.labels(component), "annotations": annotations},
+        "spec": {
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": USER_ID,
+                "runAsGroup": USER_ID,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "topologySpreadConstraints": [
+                {
+                    "maxSkew": 1,
+                    "topologyKey": "kubernetes.io/hostname",
+                    "whenUnsatisfiable": "ScheduleAnyway",
+                    "labelSelector": {"matchLabels": identity.selector(component)},
+                }
+            ],
+            **spec,
+        },
+    }
+
+
+def _http_probe(path: str, period: int, timeout: int, failures: int) -> Json:
+    return {
+        "httpGet": {"path": path, "port": "http"},
+        "periodSeconds": period,
+        "timeoutSeconds": timeout,
+        "failureThreshold": failures,
+    }
+
+
+def engine_arguments(
+    identity: Identity, spec: InferenceServiceSpec, profile: EngineProfile
+) -> list[str]:
+    """SGLang's arguments, the user's own last. The launcher adds model path and version."""
+    return [
+        *("--served-model-name", spec.model.servedName or identity.name),
+        *("--host", "0.0.0.0"),
+        *("--port", str(ENGINE_PORT)),
+        "--enable-metrics",
+        *(["--trust-remote-code"] if spec.model.trustRemoteCode else []),
+        *profile.args,
+        *spec.engine.extraArgs,
+    ]
+
+
+def _resources(spec: InferenceServiceSpec, profile: EngineProfile) -> Json:
+    wanted = spec.engine.resources
+    limits: dict[str, Any] = dict((wanted and wanted.limits) or {})
+    # As in Kubernetes itself, a limit without a request is the request too: otherwise a limit
+    # below the profile's request would be refused.
+    requests = {**profile.requests, **limits, **((wanted and wanted.requests) or {})}
+    if profile.resource:
+        requests[profile.resource] = limits[profile.resource] = str(profile.gpus)
+    return {"requests": requests, "limits": limits}
+
+
+def engine_template(
+    identity: Identity,
+    spec: InferenceServiceSpec,
+    profile: EngineProfile,
+    config: OperatorConfig,
+) -> Json:
+    """The engine's pod template: ours, then the administrator's overrides, then the user's."""
+    source = parse_source(spec.model.source)
+    accelerator_class = spec.engine.accelerator.partition("-")[0]
+    mounts = [
+        {"name": "model", "mountPath": MODEL_MOUNT, "readOnly": True},
+        {"name": "pointer", "mountPath": POINTER_MOUNT, "readOnly": True},
+        {"name": "cache", "mountPath": "/cache"},
+        {"name": "tmp", "mountPath": "/tmp"},
+        {"name": "shm", "mountPath": "/dev/shm"},
+    ]
+    container = {
+        "name": "engine",
+        "image": config.engine.images[accelerator_class],
+        "imagePullPolicy": config.imagePullPolicy,
+        "command": ["assay-engine"],
+        "args": engine_arguments(identity, spec, profile),
+        "env": [{"name": key, "value": value} for key, value in sorted(profile.env.items())],
+        "ports": [{"name": "http", "containerPort": ENGINE_PORT, "protocol": "TCP"}],
+        "resources": _resources(spec, profile),
+        "volumeMounts": mounts,
+        "startupProbe": _http_probe(
+            "/health", _PROBE_PERIOD, 5, math.ceil(profile.startup_seconds / _PROBE_PERIOD)
+        ),
+        # /health answers while generation is paused, /ready does not: a paused engine gets no
+        # request, and is not killed for being paused.
+        "livenessProbe": _http_probe("/health", 10, 10, 3),
+        "readinessProbe": _http_probe("/ready", _PROBE_PERIOD, 5, 2),
+        "lifecycle": {"preStop": {"sleep": {"seconds": DRAIN_SECONDS}}},
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "securityContext": _CONTAINER_SECURITY,
+    }
+    pod: Json = {
+        "containers": [container],
+        "volumes": [
+            {"name": "model", **source.volume},
+            {"name": "pointer", "configMap": {"name": identity.pointer}},
+            {"name": "cache", "emptyDir": {}},
+            {"name": "tmp", "emptyDir": {}},
+            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": profile.shm}},
+        ],
+        "terminationGracePeriodSeconds": DRAIN_SECONDS + FINISH_SECONDS,
+        **_placement(profile),
+    }
+    template = _pod(identity, "engine", pod, {VERSION_ANNOTATION: source.version})
+    template = strategic_merge(template, config.engine.templates.get(accelerator_class, {}))
+    return strategic_merge(template, spec.template or {})
+
+
+def _placement(profile: EngineProfile) -> Json:
+    """Where GPU pods may run: on nodes of the right product, tainted ones included."""
+    if not profile.resource:
+        return {}
+    placement: Json = {
+        "tolerations": [
+            {"key": profile.resource, "operator": "Exists", "effect": "NoSchedule"}
+        ]
+    }
+    if profile.products:
+        term = {
+            "matchExpressions": [
+                {
+                    "key": "nvidia.com/gpu.product",
+                    "operator": "In",
+                    "values": list(profile.products),
+                }
+            ]
+        }
+        placement["affinity"] = {
+            "nodeAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}
+            }
+        }
+    return placement
+
+
+def router_arguments(spec: InferenceServiceSpec) -> list[str]:
+    """smg's arguments: workers come from a file, so that they survive a restart of anything."""
+    return [
+        *("--host", "0.0.0.0"),
+        *("--port", str(ROUTER_PORT)),
+        *("--policy", spec.router.policy),
+        *("--discovery-provider", "file"),
+        *("--discovery-file", f"{WORKERS_MOUNT}/{WORKERS_FILE}"),
+        *("--discovery-check-interval-secs", "1"),
+        *("--health-check-interval-secs", "5"),
+        *("--prometheus-host", "0.0.0.0"),
+        *("--prometheus-port", str(METRICS_PORT)),
+    ]
+
+
+def router_template(
+    identity: Identity, spec: InferenceServiceSpec, config: OperatorConfig
+) -> Json:
+    """The router's pod template: ours, then the administrator's overrides."""
+    container = {
+        "name": "router",
+        "image": config.router.image,
+        "imagePullPolicy": config.imagePullPolicy,
+        "command": ["python3", "-m", "smg", "launch"],
+        "args": router_arguments(spec),
+        "ports": [
+            {"name": "http", "containerPort": ROUTER_PORT, "protocol": "TCP"},
+            {"name": "metrics", "containerPort": METRICS_PORT, "protocol": "TCP"},
+        ],
+        "resources": {
+            "requests": {"cpu": "100m", "memory": "128Mi"},
+            "limits": {"memory": "2Gi"},
+        },
+        "volumeMounts": [
+            {"name": "workers", "mountPath": WORKERS_MOUNT, "readOnly": True},
+            {"name": "tmp", "mountPath": "/tmp"},
+        ],
+        "startupProbe": _http_probe("/liveness", 1, 2, 60),
+        "livenessProbe": _http_probe("/liveness", 10, 5, 3),
+        "readinessProbe": _http_probe("/readiness", 1, 2, 2),
+        "lifecycle": {"preStop": {"sleep": {"seconds": 5}}},
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "securityContext": _CONTAINER_SECURITY,
+    }
+    pod: Json = {
+        "containers": [container],
+        "volumes": [
+            {"name": "workers", "configMap": {"name": identity.workers}},
+            {"name": "tmp", "emptyDir": {}},
+        ],
+        "terminationGracePeriodSeconds": FINISH_SECONDS,
+    }
+    return strategic_merge(_pod(identity, "router", pod, {}), config.router.template)

@@ -1,0 +1,291 @@
+"""What the user is told: status, conditions and Events, worked out from an observation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from pydantic import ValidationError
+
+from assay_operator.api.inference_service import InferenceServiceSpec
+from assay_operator.inference.failures import (
+    Failure,
+    deployment_failure,
+    first_failure,
+    pod_failure,
+)
+from assay_operator.inference.objects import Identity
+from assay_operator.inference.observation import Observation, is_ready, is_terminating
+from assay_operator.plan import Event, Json, Ref
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the planner has worked out before the status is written.
+
+    Attributes:
+        identity: names of the service.
+        spec: what the user wants.
+        target: the version that shall be served.
+        served: the versions that routable replicas serve.
+        routable: how many replicas are routable.
+    """
+
+    identity: Identity
+    spec: InferenceServiceSpec
+    target: str
+    served: tuple[str, ...]
+    routable: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A condition before it has a time."""
+
+    holds: bool
+    reason: str
+    message: str
+
+
+def validation_message(error: ValidationError) -> str:
+    """A pydantic error as one sentence a field, with the field's path."""
+    return "; ".join(
+        f"spec.{'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
+        for item in error.errors()
+    )
+
+
+def status(observation: Observation, facts: Facts, now: datetime) -> Json:
+    """The complete status of a service whose spec can be carried out."""
+    engines = [pod for pod in observation.engines if not is_terminating(pod)]
+    failure = current_failure(observation, facts.identity, now)
+    applied = _applied(observation)
+    engines_ready = _engines_ready(facts, len(engines), failure)
+    router_ready = _router_ready(observation, facts)
+    verdicts = {
+        "Applied": applied,
+        "EnginesReady": engines_ready,
+        "RouterReady": router_ready,
+        "Ready": _ready(facts, applied, engines_ready, router_ready),
+    }
+    wanted = facts.spec.replicas
+    checkpoint = facts.target if facts.target in facts.served else ", ".join(facts.served)
+    selector = facts.identity.selector("engine")
+    return _assemble(
+        observation,
+        verdicts,
+        failure,
+        now,
+        {
+            "replicas": len(engines),
+            "readyReplicas": facts.routable,
+            "routable": f"{facts.routable}/{wanted}",
+            "selector": ",".join(f"{key}={value}" for key, value in sorted(selector.items())),
+            "checkpoint": checkpoint or None,
+            "url": facts.identity.url,
+        },
+    )
+
+
+def refused_status(
+    observation: Observation, reason: str, message: str, now: datetime
+) -> Json:
+    """The status of a service whose spec cannot be carried out: what serves goes on serving."""
+    old = observation.service.get("status") or {}
+    kept = {
+        key: value
+        for key, value in old.items()
+        if key not in {"conditions", "observedGeneration", "lastFailure"}
+    }
+    verdict = Verdict(False, reason, message)
+    name = observation.service["metadata"]["name"]
+    failure = Failure(f"inferenceservice/{name}", reason, message, fatal=True)
+    verdicts = {"Applied": verdict, "Ready": verdict}
+    return _assemble(observation, verdicts, failure, now, kept)
+
+
+def _assemble(
+    observation: Observation,
+    verdicts: dict[str, Verdict],
+    failure: Failure | None,
+    now: datetime,
+    fields: Json,
+) -> Json:
+    old = observation.service.get("status") or {}
+    generation = observation.service["metadata"].get("generation", 0)
+    previous = {item["type"]: item for item in old.get("conditions") or []}
+    complete = {
+        "observedGeneration": generation,
+        **fields,
+        "conditions": [
+            _condition(kind, verdict, previous.get(kind), generation, now)
+            for kind, verdict in verdicts.items()
+        ],
+        "lastFailure": _last_failure(failure, old.get("lastFailure"), now),
+    }
+    return {key: value for key, value in complete.items() if value is not None}
+
+
+def stamp(now: datetime) -> str:
+    """A time as Kubernetes writes it."""
+    return now.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _condition(
+    kind: str, verdict: Verdict, previous: Json | None, generation: int, now: datetime
+) -> Json:
+    value = "True" if verdict.holds else "False"
+    unchanged = previous is not None and previous["status"] == value
+    return {
+        "type": kind,
+        "status": value,
+        "reason": verdict.reason,
+        "message": verdict.message,
+        "lastTransitionTime": previous["lastTransitionTime"] if unchanged and previous
+        else stamp(now),
+        "observedGeneration": generation,
+    }
+
+
+def _last_failure(failure: Failure | None, previous: Json | None, now: datetime) -> Json | None:
+    """The failure as status keeps it: the time of the first sight stays while it is the same."""
+    if failure is None:
+        return previous
+    same = (
+        previous is not None
+        and previous["where"] == failure.where
+        and previous["reason"] == failure.reason
+    )
+    shown: Json = {
+        "where": failure.where,
+        "reason": failure.reason,
+        "message": failure.message,
+        "fatal": failure.fatal,
+        "time": previous["time"] if same and previous else stamp(now),
+    }
+    if failure.exit_code is not None:
+        shown["exitCode"] = failure.exit_code
+    return shown
+
+
+def current_failure(
+    observation: Observation, identity: Identity, now: datetime
+) -> Failure | None:
+    """The most telling of what is wrong at this moment."""
+    deployments = (
+        observation.children.get(Ref("Deployment", name))
+        for name in (identity.engine, identity.router)
+    )
+    refused = (
+        Failure(f"{kind.lower()}/{name}", "Rejected", message, fatal=True)
+        for (kind, name), message in observation.rejections.items()
+    )
+    return first_failure(
+        [
+            *refused,
+            *(deployment_failure(item) for item in deployments if item),
+            *(pod_failure(pod, "engine", now) for pod in observation.engines),
+            *(_probe_failure(observation, pod) for pod in observation.engines),
+            *(pod_failure(pod, "router", now) for pod in observation.routers),
+        ]
+    )
+
+
+def _probe_failure(observation: Observation, pod: Json) -> Failure | None:
+    """An engine that the kubelet finds ready and that does not generate."""
+    probe = observation.probes.get(pod["metadata"]["uid"])
+    if not probe or not probe.error or not is_ready(pod):
+        return None
+    return Failure(
+        f"pod/{pod['metadata']['name']}",
+        "ProbeFailed",
+        f"The engine is up and failed the generation probe: {probe.error}. See `kubectl logs`.",
+        fatal=False,
+    )
+
+
+def _applied(observation: Observation) -> Verdict:
+    if not observation.rejections:
+        return Verdict(True, "Applied", "Every child stands as planned.")
+    said = "; ".join(
+        f"{kind} {name}: {message}"
+        for (kind, name), message in sorted(observation.rejections.items())
+    )
+    return Verdict(
+        False,
+        "Rejected",
+        f"The API server refuses a child, correct spec.template or spec.engine.resources: {said}",
+    )
+
+
+def _engines_ready(facts: Facts, existing: int, failure: Failure | None) -> Verdict:
+    wanted = facts.spec.replicas
+    if wanted == 0:
+        return Verdict(False, "NoReplicas", "spec.replicas is 0: nothing is to be served.")
+    if facts.routable >= wanted:
+        return Verdict(True, "AllRoutable", f"All {wanted} engine replicas are routable.")
+    count = f"{facts.routable} of {wanted} engine replicas are routable"
+    if failure:
+        return Verdict(False, failure.reason, f"{count}. {failure.where}: {failure.message}")
+    if existing == 0:
+        return Verdict(False, "Creating", f"{count}. Pods are being created.")
+    return Verdict(
+        False,
+        "Starting",
+        f"{count}. Engines load their weights; `kubectl logs` of the engine pods shows how far.",
+    )
+
+
+def _router_ready(observation: Observation, facts: Facts) -> Verdict:
+    if facts.spec.replicas == 0:
+        return Verdict(False, "NoReplicas", "spec.replicas is 0: no router runs.")
+    ready = sum(is_ready(pod) for pod in observation.routers)
+    wanted = facts.spec.router.replicas
+    if ready >= wanted:
+        return Verdict(True, "Routing", f"All {wanted} router replicas route.")
+    if ready:
+        return Verdict(False, "Degraded", f"{ready} of {wanted} router replicas route.")
+    return Verdict(
+        False,
+        "NoRouter",
+        "No router replica is ready: a router is ready once it has a healthy engine.",
+    )
+
+
+def _ready(facts: Facts, applied: Verdict, engines: Verdict, router: Verdict) -> Verdict:
+    if facts.routable:
+        for part in (applied, engines, router):
+            if not part.holds:
+                return Verdict(True, "Degraded", part.message)
+        return Verdict(True, "Serving", f"Serves {facts.target} at {facts.identity.url}.")
+    for part in (applied, engines, router):
+        if not part.holds:
+            return Verdict(False, part.reason, part.message)
+    return Verdict(False, "NotRoutable", "No router lists a healthy engine.")
+
+
+def events(old: Json, new: Json) -> tuple[Event, ...]:
+    """What happened between two statuses, for `kubectl describe`."""
+    before, after = _by_type(old), _by_type(new)
+    told: list[Event] = []
+    failure, known = new.get("lastFailure"), old.get("lastFailure") or {}
+    if failure and (failure["where"], failure["reason"]) != (
+        known.get("where"),
+        known.get("reason"),
+    ):
+        told.append(
+            Event(failure["reason"], f"{failure['where']}: {failure['message']}", "Warning")
+        )
+    was = before.get("Ready", {}).get("status", "False")
+    ready = after["Ready"]
+    if ready["status"] != was:
+        kind = "Normal" if ready["status"] == "True" else "Warning"
+        reason = "Ready" if ready["status"] == "True" else "NotReady"
+        told.append(Event(reason, ready["message"], kind))
+    if new.get("checkpoint") and new.get("checkpoint") != old.get("checkpoint"):
+        told.append(Event("CheckpointServed", f"Serves {new['checkpoint']}."))
+    return tuple(told)
+
+
+def _by_type(status_: Json) -> dict[str, Json]:
+    return {item["type"]: item for item in status_.get("conditions") or []}

@@ -1,0 +1,73 @@
+"""What a plan is: the one way out of every reconcile.
+
+A planner is a pure function of a spec, an observation and the time; it returns a `Plan`, which the
+shell in `cluster/` carries out. Kubernetes objects are plain JSON data (`Json`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+Json = dict[str, Any]
+
+MANAGED_BY = "assay"
+MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
+OWNER_LABEL = "assay.dev/owner"
+"""KIND.NAME of the custom resource that a child belongs to, lower case: its actor's key."""
+
+
+class Ref(NamedTuple):
+    """Names an object within the namespace of its owner."""
+
+    kind: str
+    name: str
+
+
+def ref(item: Mapping[str, Any]) -> Ref:
+    """The `Ref` of a Kubernetes object."""
+    return Ref(item["kind"], item["metadata"]["name"])
+
+
+@dataclass(frozen=True)
+class Event:
+    """A Kubernetes Event about the owner. The same event said twice is written once."""
+
+    reason: str
+    message: str
+    type: Literal["Normal", "Warning"] = "Normal"
+
+
+@dataclass(frozen=True)
+class Annotate:
+    """Set an annotation on a pod, so that its kubelet looks at the pod's volumes at once."""
+
+    pod: str
+    key: str
+    value: str
+
+
+Action = Annotate
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What shall be, and when to look again.
+
+    Attributes:
+        objects: the complete children, to be applied in this order. A child of the owner that is
+            not named here is deleted.
+        status: the complete status of the owner.
+        events: what happened since the status was last written.
+        actions: imperative steps, each idempotent, decided anew from every observation.
+        next_look: seconds until the world is looked at again without being woken.
+        prune: False where `objects` could not be worked out, so that nothing may be deleted.
+    """
+
+    objects: tuple[Json, ...] = ()
+    status: Json = field(default_factory=dict)
+    events: tuple[Event, ...] = ()
+    actions: tuple[Action, ...] = ()
+    next_look: float = 30.0
+    prune: bool = True
