@@ -83,6 +83,15 @@ def test_the_enums_of_the_api_are_those_of_the_profile_table() -> None:
         ({"model": {"source": "pvc://a/b", "name": "x"}}, "model.name"),
         ({"model": {"source": "pvc://a/b"}, "engine": {"profile": "gpt"}}, "engine.profile"),
         ({"model": {"source": "pvc://a/b"}, "router": {"replicas": 0}}, "router.replicas"),
+        ({"model": {"source": "http://a"}}, "model.source"),
+        ({"model": {"source": "pvc://a/../b"}}, "model.source"),
+        ({"model": {"source": "pvc://a/.."}}, "model.source"),
+        ({"model": {"source": "pvc://a", "servedName": "a b"}}, "model.servedName"),
+        ({"model": {"source": "pvc://a"}, "replicas": -1}, "replicas"),
+        (
+            {"model": {"source": "pvc://a"}, "engine": {"extraArgs": ["--por=1"]}},
+            "engine.extraArgs",
+        ),
     ],
 )
 def test_pydantic_refuses_what_the_api_server_would_refuse(spec: Any, field: str) -> None:

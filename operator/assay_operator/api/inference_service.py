@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from assay_operator.api.meta import (
     ApiModel,
@@ -14,7 +15,7 @@ from assay_operator.api.meta import (
     cel,
     validated,
 )
-from assay_operator.api.reserved import RESERVED_ARGUMENTS
+from assay_operator.api.reserved import RESERVED_ARGUMENTS, reserved_argument
 
 GPUS_PER_NODE = 8
 """Engines of one pod only: what a node of every accelerator in the table can hold at most."""
@@ -32,14 +33,26 @@ _SOURCE = (
     r"^(pvc://[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?(/[A-Za-z0-9._-]+)*"
     r"|oci://[A-Za-z0-9][A-Za-z0-9.:/_@-]*[A-Za-z0-9])$"
 )
+_SOURCE_HELP = (
+    "model.source must be pvc://CLAIM/PATH or oci://IMAGE, such as pvc://models/qwen3-8b or "
+    "oci://registry.example/models/qwen3-8b:v1"
+)
+_SOURCE_STEPS_HELP = "model.source must not walk through . or ..: name the folder itself"
+_SERVED_NAME_HELP = (
+    "model.servedName must be letters, digits, '.', '_', '-', '/' or ':' (at most 128), and begin "
+    "and end with a letter or digit, such as qwen3-8b or org/qwen3-8b"
+)
+_REPLICAS_HELP = "replicas must be between 0 and 1000"
+_MAX_REPLICAS = 1000
 _SERVED_NAME = r"^[A-Za-z0-9]([A-Za-z0-9._/:-]{0,126}[A-Za-z0-9])?$"
 
 
 def _reserved_rules() -> list[dict[str, str]]:
     """CEL rules, one for each remedy, that refuse flags which Assay sets itself.
 
-    A flag is matched alone and as `--flag=value`. Flags with the same remedy share one rule, so
-    that the message can name the spec's field to use instead.
+    A flag is matched alone, as `--flag=value`, and by any beginning of it, because SGLang's parser
+    takes those too. Flags with the same remedy share one rule, so that the message can name the
+    spec's field to use instead.
     """
     by_remedy: dict[str, list[str]] = {}
     for flag, remedy in RESERVED_ARGUMENTS.items():
@@ -49,7 +62,8 @@ def _reserved_rules() -> list[dict[str, str]]:
         known = "[" + ", ".join(f"'{flag}'" for flag in sorted(flags)) + "]"
         rules.append(
             cel(
-                f"!self.exists(argument, argument.split('=')[0] in {known})",
+                "!self.exists(argument, argument.startsWith('--') && "
+                f"{known}.exists(flag, flag.startsWith(argument.split('=')[0])))",
                 f"{', '.join(sorted(flags))} cannot stand in extraArgs: {remedy}",
             )
         )
@@ -65,14 +79,10 @@ class Model(ApiModel):
         "of this namespace) or oci://IMAGE (an OCI image or artifact, mounted as an image volume). "
         "The folder holds config.json, the tokenizer and *.safetensors.",
         json_schema_extra=validated(
+            cel(f"self.matches('{_SOURCE}')", _SOURCE_HELP),
             cel(
-                f"self.matches('{_SOURCE}')",
-                "model.source must be pvc://CLAIM/PATH or oci://IMAGE, such as "
-                "pvc://models/qwen3-8b or oci://registry.example/models/qwen3-8b:v1",
-            ),
-            cel(
-                "!self.contains('/../') && !self.endsWith('/..') && !self.contains('/./')",
-                "model.source must not walk through . or ..: name the folder itself",
+                "!self.split('/').exists(step, step in ['.', '..'])",
+                _SOURCE_STEPS_HELP,
             ),
         ),
     )
@@ -80,11 +90,7 @@ class Model(ApiModel):
         None,
         description="The model name that clients send. Default: the name of this object.",
         json_schema_extra=validated(
-            cel(
-                f"self.matches('{_SERVED_NAME}')",
-                "model.servedName must be letters, digits, '.', '_', '-', '/' or ':' (at most "
-                "128), and begin and end with a letter or digit, such as qwen3-8b or org/qwen3-8b",
-            ),
+            cel(f"self.matches('{_SERVED_NAME}')", _SERVED_NAME_HELP),
             maxLength=128,
         ),
     )
@@ -93,6 +99,22 @@ class Model(ApiModel):
         description="Let the engine run Python code that lies beside the weights. Leave it off "
         "unless the model needs it and its source is trusted.",
     )
+
+    @field_validator("source")
+    @classmethod
+    def _check_source(cls, source: str) -> str:
+        if not re.match(_SOURCE, source):
+            raise ValueError(_SOURCE_HELP)
+        if {".", ".."} & set(source.split("/")):
+            raise ValueError(_SOURCE_STEPS_HELP)
+        return source
+
+    @field_validator("servedName")
+    @classmethod
+    def _check_served_name(cls, name: str | None) -> str | None:
+        if name is not None and not re.match(_SERVED_NAME, name):
+            raise ValueError(_SERVED_NAME_HELP)
+        return name
 
 
 class Parallelism(ApiModel):
@@ -145,6 +167,15 @@ class Engine(ApiModel):
         None, description="Requests and limits over those of the profile."
     )
 
+    @field_validator("extraArgs")
+    @classmethod
+    def _check_extra_arguments(cls, arguments: list[str]) -> list[str]:
+        for argument in arguments:
+            flag = reserved_argument(argument)
+            if flag:
+                raise ValueError(f"{argument} cannot stand here: {RESERVED_ARGUMENTS[flag]}")
+        return arguments
+
 
 class Router(ApiModel):
     """The SGLang router in front of the engines."""
@@ -169,7 +200,7 @@ class InferenceServiceSpec(ApiModel):
         1,
         description="Engine replicas. 0 stops engines and router and keeps everything else.",
         json_schema_extra=validated(
-            cel("self >= 0 && self <= 1000", "replicas must be between 0 and 1000"),
+            cel(f"self >= 0 && self <= {_MAX_REPLICAS}", _REPLICAS_HELP),
         ),
     )
     template: dict[str, Any] | None = Field(
@@ -181,6 +212,13 @@ class InferenceServiceSpec(ApiModel):
             "x-kubernetes-preserve-unknown-fields": True,
         },
     )
+
+    @field_validator("replicas")
+    @classmethod
+    def _check_replicas(cls, replicas: int) -> int:
+        if not 0 <= replicas <= _MAX_REPLICAS:
+            raise ValueError(_REPLICAS_HELP)
+        return replicas
 
 
 class InferenceServiceStatus(ApiModel):

@@ -41,7 +41,16 @@ class Failure:
 
 # The launcher's exit codes (images/engine/README.md). Its message, which the kubelet keeps as the
 # termination message, already says what to do.
-LAUNCHER_EXITS: dict[int, str] = {}
+LAUNCHER_EXITS: dict[int, str] = {
+    64: "PointerMissing",
+    65: "PointerMalformed",
+    66: "ModelNotFound",
+    67: "ModelConfigMissing",
+    68: "WeightsMissing",
+    69: "WeightsUnsafe",
+    70: "WeightsIncomplete",
+    71: "EngineMissing",
+}
 
 _REMEDIES: tuple[tuple[re.Pattern[str], str, str], ...] = (
     (

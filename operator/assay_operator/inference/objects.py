@@ -103,9 +103,7 @@ def parse_source(source: str) -> Source:
     claim, _, path = rest.partition("/")
     leaf = path.rstrip("/").rsplit("/", 1)[-1] or claim
     folder = f"{MODEL_MOUNT}/{path}".rstrip("/")
-    return Source(
-        {"persistentVolumeClaim": {"claimName": claim}}, folder, f"{leaf}-{fingerprint}"
-    )
+    return Source({"persistentVolumeClaim": {"claimName": claim}}, folder, f"{leaf}-{fingerprint}")
 
 
 def workers_document(urls: Iterable[str]) -> str:
@@ -149,16 +147,16 @@ def desired(
             identity,
             identity.engine,
             "engine",
-            spec.replicas,
-            engine_template(identity, spec, profile, config),
+            replicas=spec.replicas,
+            template=engine_template(identity, spec, profile, config),
             progress_seconds=profile.startup_seconds + 600,
         ),
         _deployment(
             identity,
             identity.router,
             "router",
-            spec.router.replicas if spec.replicas else 0,
-            router_template(identity, spec, config),
+            replicas=spec.router.replicas if spec.replicas else 0,
+            template=router_template(identity, spec, config),
             progress_seconds=600,
         ),
         _service(identity),
@@ -217,6 +215,7 @@ def _deployment(
     identity: Identity,
     name: str,
     component: str,
+    *,
     replicas: int,
     template: Json,
     progress_seconds: int,
@@ -371,9 +370,7 @@ def _placement(profile: EngineProfile) -> Json:
     if not profile.resource:
         return {}
     placement: Json = {
-        "tolerations": [
-            {"key": profile.resource, "operator": "Exists", "effect": "NoSchedule"}
-        ]
+        "tolerations": [{"key": profile.resource, "operator": "Exists", "effect": "NoSchedule"}]
     }
     if profile.products:
         term = {
@@ -408,9 +405,7 @@ def router_arguments(spec: InferenceServiceSpec) -> list[str]:
     ]
 
 
-def router_template(
-    identity: Identity, spec: InferenceServiceSpec, config: OperatorConfig
-) -> Json:
+def router_template(identity: Identity, spec: InferenceServiceSpec, config: OperatorConfig) -> Json:
     """The router's pod template: ours, then the administrator's overrides."""
     container = {
         "name": "router",

@@ -93,9 +93,7 @@ def _routable(observation: Observation, members: dict[str, str]) -> frozenset[st
     answers = [urls for urls in observation.listings.values() if urls is not None]
     if not answers:
         return frozenset()
-    return frozenset(
-        uid for uid, url in members.items() if all(url in urls for urls in answers)
-    )
+    return frozenset(uid for uid, url in members.items() if all(url in urls for urls in answers))
 
 
 def plan(observation: Observation, config: OperatorConfig, now: datetime) -> Plan:

@@ -87,9 +87,7 @@ def status(observation: Observation, facts: Facts, now: datetime) -> Json:
     )
 
 
-def refused_status(
-    observation: Observation, reason: str, message: str, now: datetime
-) -> Json:
+def refused_status(observation: Observation, reason: str, message: str, now: datetime) -> Json:
     """The status of a service whose spec cannot be carried out: what serves goes on serving."""
     old = observation.service.get("status") or {}
     kept = {
@@ -141,7 +139,8 @@ def _condition(
         "status": value,
         "reason": verdict.reason,
         "message": verdict.message,
-        "lastTransitionTime": previous["lastTransitionTime"] if unchanged and previous
+        "lastTransitionTime": previous["lastTransitionTime"]
+        if unchanged and previous
         else stamp(now),
         "observedGeneration": generation,
     }
@@ -168,9 +167,7 @@ def _last_failure(failure: Failure | None, previous: Json | None, now: datetime)
     return shown
 
 
-def current_failure(
-    observation: Observation, identity: Identity, now: datetime
-) -> Failure | None:
+def current_failure(observation: Observation, identity: Identity, now: datetime) -> Failure | None:
     """The most telling of what is wrong at this moment."""
     deployments = (
         observation.children.get(Ref("Deployment", name))
@@ -278,10 +275,10 @@ def events(old: Json, new: Json) -> tuple[Event, ...]:
         )
     was = before.get("Ready", {}).get("status", "False")
     ready = after["Ready"]
-    if ready["status"] != was:
-        kind = "Normal" if ready["status"] == "True" else "Warning"
-        reason = "Ready" if ready["status"] == "True" else "NotReady"
-        told.append(Event(reason, ready["message"], kind))
+    if ready["status"] != was and ready["status"] == "True":
+        told.append(Event("Ready", ready["message"]))
+    elif ready["status"] != was:
+        told.append(Event("NotReady", ready["message"], "Warning"))
     if new.get("checkpoint") and new.get("checkpoint") != old.get("checkpoint"):
         told.append(Event("CheckpointServed", f"Serves {new['checkpoint']}."))
     return tuple(told)

@@ -1,0 +1,57 @@
+# Assay's commands. `make` alone lists them; `make demo` and `make test` need nothing before them.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+.PHONY: help demo demo-down test test-unit cluster cluster-down bench crds constraints lint clean
+
+help: ## List these commands
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(READY): pyproject.toml constraints.txt
+	@echo "Python environment: installing into $(VENV) (about a minute, once)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Assay needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -m venv $(VENV)
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY) ## Bring up a real cluster, install Assay, serve a model and chat with it
+	@$(RUN) -m examples.demo up
+
+demo-down: $(READY) ## Remove everything that `make demo` made
+	@$(RUN) -m examples.demo down
+
+test: lint test-unit ## Everything: lint, unit tests, then a real cluster with real SGLang
+	@$(RUN) -m tests.all
+
+test-unit: $(READY) ## Only the tests that need no cluster and no SGLang (seconds)
+	@$(RUN) -m pytest tests/unit
+
+lint: $(READY)
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+
+cluster: $(READY) ## Bring up the test cluster for development, with images and Assay's chart
+	@$(RUN) -m examples.demo cluster
+
+cluster-down: $(READY) ## Delete the development cluster
+	@$(RUN) -m tests.cluster down
+
+bench: $(READY) ## Run the benchmarks and write the tables under benchmarks/
+	@$(RUN) -m benchmarks.all
+
+crds: $(READY) ## Write crds/, the chart's copy and docs/api.md from the pydantic models
+	@$(RUN) -m assay_operator crds
+
+constraints: ## Write constraints.txt anew from what pyproject.toml allows today
+	@$(PYTHON) -m tests.constraints
+
+clean: ## Delete what was made in this checkout (the cache outside it stays)
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,135 @@
+"""Clients inside the cluster: they go through DNS, Service and router as users do."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from examples import chat as chat_module
+from tests.kube import Json, Kube, wait_for
+
+CLIENT = "client"
+LOAD_FILE = "/tmp/load.jsonl"
+
+# Asks for short answers in a loop, several at a time, and writes a line for each.
+_LOAD = f"""
+import json, sys, threading, time, urllib.request
+url, model, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
+out, lock = open({LOAD_FILE!r}, "w", buffering=1), threading.Lock()
+def loop(number):
+    count = 0
+    while True:
+        count += 1
+        body = {{"model": model, "prompt": f"{{number}} {{count}} + 1 =", "max_tokens": 8}}
+        request = urllib.request.Request(url + "/completions", json.dumps(body).encode(),
+                                         {{"Content-Type": "application/json"}})
+        began, error = time.time(), None
+        try:
+            json.load(urllib.request.urlopen(request, timeout=60))["choices"][0]
+        except Exception as problem:
+            error = repr(problem)
+        with lock:
+            print(json.dumps({{"at": began, "s": time.time() - began, "error": error}}), file=out)
+for number in range(threads):
+    threading.Thread(target=loop, args=(number,), daemon=True).start()
+time.sleep(3600)
+"""
+
+
+def client_pod(image: str) -> Json:
+    """A pod that sleeps, in which clients run."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": CLIENT},
+        "spec": {
+            "terminationGracePeriodSeconds": 0,
+            "containers": [
+                {
+                    "name": CLIENT,
+                    "image": image,
+                    "imagePullPolicy": "IfNotPresent",
+                    "command": ["python3", "-c", "import time; time.sleep(1e6)"],
+                }
+            ],
+        },
+    }
+
+
+def run_in_pod(kube: Kube, script: str, *args: str, check: bool = True) -> str:
+    """What a Python script prints in the client pod."""
+    words = ("exec", "-i", CLIENT, "--", "python3", "-", *args)
+    return kube.kubectl(*words, input=script, check=check)
+
+
+def chat(kube: Kube, name: str, prompt: str, check: bool = True) -> str:
+    """One streamed chat through the Service."""
+    script = Path(chat_module.__file__).read_text()
+    url = f"http://{name}.{kube.namespace}.svc/v1"
+    return run_in_pod(kube, script, url, name, prompt, check=check)
+
+
+def kill_process(kube: Kube, pod: str, container: str, signal: str) -> None:
+    """A signal to the first process of a container and all below it, from the node."""
+    found: Any = kube.get("pod", pod)
+    status = next(
+        item for item in found["status"]["containerStatuses"] if item["name"] == container
+    )
+    identity = status["containerID"].removeprefix("containerd://")
+    node = found["spec"]["nodeName"]
+    tasks = kube.cluster.docker("exec", node, "ctr", "-n", "k8s.io", "tasks", "ps", identity).stdout
+    processes = [line.split()[0] for line in tasks.splitlines()[1:]]
+    kube.cluster.docker("exec", node, "kill", f"-{signal}", *processes)
+
+
+class Load:
+    """Requests in a loop from the client pod for the time of a `with` block."""
+
+    def __init__(self, kube: Kube, name: str, threads: int = 3) -> None:
+        self.kube, self.name, self.threads = kube, name, threads
+        self._lines: list[Json] = []
+
+    def __enter__(self) -> Load:
+        url = f"http://{self.name}.{self.kube.namespace}.svc/v1"
+        self.kube.kubectl("exec", CLIENT, "--", "rm", "-f", LOAD_FILE)
+        self.kube.kubectl(
+            "exec", "-i", CLIENT, "--", "sh", "-c",
+            "cat > /tmp/load.py; nohup python3 /tmp/load.py "
+            f"{url} {self.name} {self.threads} >/tmp/load.log 2>&1 & echo $! > /tmp/load.pid",
+            input=_LOAD,
+        )  # fmt: skip
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._read()
+        self.kube.kubectl("exec", CLIENT, "--", "sh", "-c", "kill -9 $(cat /tmp/load.pid)")
+
+    def _read(self) -> None:
+        text = self.kube.kubectl("exec", CLIENT, "--", "cat", LOAD_FILE, check=False)
+        self._lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+    def answers(self) -> int:
+        return len(self._lines)
+
+    def failures(self) -> list[Json]:
+        return [line for line in self._lines if line["error"]]
+
+    def wait_for_answers(self, more: int, seconds: float = 120) -> None:
+        """Until this many more requests have been answered."""
+        self._read()
+        goal = self.answers() + more
+
+        def enough() -> bool:
+            self._read()
+            return self.answers() >= goal
+
+        wait_for(f"{more} more answers", enough, seconds)
+        time.sleep(0.1)

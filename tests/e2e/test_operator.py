@@ -1,0 +1,181 @@
+"""The operator may be killed, deleted or brought back at any time."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from tests.e2e.clients import chat, kill_process
+from tests.kube import Json, Kube, infsvc, wait_for
+
+SYSTEM = "assay-system"
+OPERATOR = "app.kubernetes.io/name=assay"
+
+
+def system(kube: Kube) -> Kube:
+    return Kube(kube.cluster, SYSTEM)
+
+
+def lease(kube: Kube) -> Json:
+    found: Any = system(kube).list("leases")
+    assert len(found) == 1
+    spec: Json = found[0]["spec"]
+    return spec
+
+
+def leader(kube: Kube) -> str:
+    """The name of the operator pod that holds the Lease."""
+    holder = lease(kube).get("holderIdentity") or ""
+    pods = [pod["metadata"]["name"] for pod in system(kube).list("pods", OPERATOR)]
+    return next((name for name in pods if name in holder), "")
+
+
+def make(kube: Kube, name: str) -> float:
+    """Seconds from a new service's apply to its last child."""
+    began = time.monotonic()
+    kube.apply(infsvc(name, {"replicas": 0}))
+    wait_for("children", lambda: len(kube.children(name)) >= 7, 60, every=0.1)
+    return time.monotonic() - began
+
+
+@pytest.fixture
+def operators(kube: Kube) -> Iterator[Kube]:
+    """Two ready replicas before, and again after."""
+
+    def two() -> bool:
+        return (
+            sum(
+                any(
+                    c["type"] == "Ready" and c["status"] == "True"
+                    for c in p["status"]["conditions"]
+                )
+                for p in system(kube).list("pods", OPERATOR)
+            )
+            == 2
+        )
+
+    wait_for("two operators", two, 120)
+    yield system(kube)
+    system(kube).kubectl("scale", "deployment/assay-operator", "--replicas=2")
+    wait_for("two operators again", two, 180)
+
+
+def test_one_of_two_replicas_leads(kube: Kube, operators: Kube) -> None:
+    assert leader(kube)
+
+
+def test_a_killed_leader_is_replaced_within_15_seconds(kube: Kube, operators: Kube) -> None:
+    old = leader(kube)
+    kill_process(operators, old, "operator", "KILL")
+    took = make(kube, "after-kill")
+    try:
+        assert took < 15
+        assert leader(kube) != old
+    finally:
+        kube.delete("infsvc", "after-kill")
+
+
+def test_a_leader_that_is_asked_to_go_hands_over_at_once(kube: Kube, operators: Kube) -> None:
+    operators.kubectl("delete", "pod", leader(kube), "--wait=false")
+    took = make(kube, "after-stop")
+    kube.delete("infsvc", "after-stop")
+    assert took < 8
+
+
+def test_in_a_quiet_time_nothing_is_written(kube: Kube, operators: Kube) -> None:
+    with kube.service("quiet", {"replicas": 0}):
+        wait_for("children", lambda: len(kube.children("quiet")) >= 7, 30)
+        time.sleep(3)
+        before = versions(kube, "quiet")
+        time.sleep(40)
+        assert versions(kube, "quiet") == before
+
+
+def versions(kube: Kube, name: str) -> dict[str, str]:
+    found = kube.list(
+        "infsvc,deployments,services,configmaps,pdb", f"app.kubernetes.io/instance={name}"
+    )
+    found.append(kube.get("infsvc", name) or {})
+    return {
+        item["kind"] + "/" + item["metadata"]["name"]: item["metadata"]["resourceVersion"]
+        for item in found
+    }
+
+
+@contextmanager
+def no_operators(kube: Kube) -> Iterator[None]:
+    operators = system(kube)
+    operators.kubectl("scale", "deployment/assay-operator", "--replicas=0")
+    wait_for("no operator", lambda: not operators.list("pods", OPERATOR), 60)
+    yield
+
+
+@contextmanager
+def own_operator(kube: Kube) -> Iterator[subprocess.Popen[bytes]]:
+    """`python -m assay_operator run` from a shell, for the test's namespace only."""
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "assay_operator", "run", "--namespace", kube.namespace),
+            *("--no-leader-election", "--port", "0", "--log-format", "text"),
+            *("--config", os.environ["ASSAY_OPERATOR_CONFIG"]),
+        ],
+        env={**os.environ, "KUBECONFIG": str(kube.cluster.kubeconfig)},
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_without_an_operator_the_model_goes_on_serving(
+    kube: Kube, model: str, operators: Kube
+) -> None:
+    with kube.service("steady", {}):
+        kube.wait_ready("steady")
+        with no_operators(kube):
+            assert "pieces" in chat(kube, "steady", "hello")
+            pods = kube.list(
+                "pods", "app.kubernetes.io/instance=steady,app.kubernetes.io/component=router"
+            )
+            kill_process(kube, pods[0]["metadata"]["name"], "router", "KILL")
+            wait_for("an answer", lambda: "pieces" in chat(kube, "steady", "x", check=False), 60)
+        operators.kubectl("scale", "deployment/assay-operator", "--replicas=2")
+
+
+def test_an_operator_killed_at_any_moment_of_a_start_converges(
+    kube: Kube, model: str, operators: Kube
+) -> None:
+    """Killed with SIGKILL at many moments, from before the first child to after the last step."""
+    with no_operators(kube):
+        kube.apply(infsvc("battered", {}))
+        for seconds in (0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.5, 3.0, 4.0, 6.0, 9.0, 14.0):
+            with own_operator(kube) as process:
+                time.sleep(seconds)
+                process.send_signal(signal.SIGKILL)
+        with own_operator(kube):
+            service = kube.wait_ready("battered")
+            assert len(kube.children("battered")) >= 7
+            assert service["status"]["readyReplicas"] == 1
+            assert "pieces" in chat(kube, "battered", "hello")
+            once = [event["reason"] for event in kube.events("battered")]
+            assert once.count("Ready") == 1
+        kube.delete("infsvc", "battered")
+
+
+def test_the_shells_operator_prints_its_metrics(kube: Kube) -> None:
+    text = system(kube).kubectl(
+        "get", "--raw",
+        f"/api/v1/namespaces/{SYSTEM}/services/assay-operator-metrics:http/proxy/metrics",
+    )  # fmt: skip
+    for metric in ("assay_reconcile_seconds", "assay_leader", "assay_watch_age_seconds"):
+        assert metric in text, json.dumps(metric)
