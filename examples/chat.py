@@ -64,8 +64,9 @@ def main() -> int:
         print(f"{options.url}: {error} {detail}", file=sys.stderr)
         return 1
     seconds = time.monotonic() - began
+    pieces = "1 piece" if count == 1 else f"{count} pieces"
     print(
-        f"\n\n{count} pieces in {seconds:.2f} s, time to first token {first * 1000:.0f} ms",
+        f"\n\n{pieces} in {seconds:.2f} s, time to first token {first * 1000:.0f} ms",
         flush=True,
     )
     return 0 if count else 1

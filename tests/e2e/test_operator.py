@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -120,13 +121,13 @@ def no_operators(kube: Kube) -> Iterator[None]:
 
 
 @contextmanager
-def own_operator(kube: Kube) -> Iterator[subprocess.Popen[bytes]]:
+def own_operator(kube: Kube, config: Path) -> Iterator[subprocess.Popen[bytes]]:
     """`python -m assay_operator run` from a shell, for the test's namespace only."""
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "assay_operator", "run", "--namespace", kube.namespace),
             *("--no-leader-election", "--port", "0", "--log-format", "text"),
-            *("--config", os.environ["ASSAY_OPERATOR_CONFIG"]),
+            *("--config", str(config)),
         ],
         env={**os.environ, "KUBECONFIG": str(kube.cluster.kubeconfig)},
     )
@@ -143,30 +144,34 @@ def test_without_an_operator_the_model_goes_on_serving(
     with kube.service("steady", {}):
         kube.wait_ready("steady")
         with no_operators(kube):
-            assert "pieces" in chat(kube, "steady", "hello")
+            assert "time to first token" in chat(kube, "steady", "hello")
             pods = kube.list(
                 "pods", "app.kubernetes.io/instance=steady,app.kubernetes.io/component=router"
             )
             kill_process(kube, pods[0]["metadata"]["name"], "router", "KILL")
-            wait_for("an answer", lambda: "pieces" in chat(kube, "steady", "x", check=False), 60)
+            wait_for(
+                "an answer",
+                lambda: "time to first token" in chat(kube, "steady", "x", check=False),
+                60,
+            )
         operators.kubectl("scale", "deployment/assay-operator", "--replicas=2")
 
 
 def test_an_operator_killed_at_any_moment_of_a_start_converges(
-    kube: Kube, model: str, operators: Kube
+    kube: Kube, model: str, operators: Kube, operator_config: Path
 ) -> None:
     """Killed with SIGKILL at many moments, from before the first child to after the last step."""
     with no_operators(kube):
         kube.apply(infsvc("battered", {}))
         for seconds in (0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.5, 3.0, 4.0, 6.0, 9.0, 14.0):
-            with own_operator(kube) as process:
+            with own_operator(kube, operator_config) as process:
                 time.sleep(seconds)
                 process.send_signal(signal.SIGKILL)
-        with own_operator(kube):
+        with own_operator(kube, operator_config):
             service = kube.wait_ready("battered")
             assert len(kube.children("battered")) >= 7
             assert service["status"]["readyReplicas"] == 1
-            assert "pieces" in chat(kube, "battered", "hello")
+            assert "time to first token" in chat(kube, "battered", "hello")
             once = [event["reason"] for event in kube.events("battered")]
             assert once.count("Ready") == 1
         kube.delete("infsvc", "battered")

@@ -48,8 +48,9 @@ def test_get_answers_whether_it_is_fine(solver: Kube) -> None:
 
 def test_a_chat_is_streamed_through_the_service(solver: Kube) -> None:
     said = chat(solver, "solver", "2 + 3 =")
+    assert said.startswith("5\n"), "the small model knows its sums"
     assert "time to first token" in said
-    assert int(re.search(r"(\d+) pieces", said)[1]) >= 1  # type: ignore[index]
+    assert int(re.search(r"(\d+) pieces?", said)[1]) >= 1  # type: ignore[index]
 
 
 def test_events_tell_the_story(solver: Kube) -> None:
@@ -119,7 +120,11 @@ def test_a_router_that_is_killed_comes_back_with_its_workers(solver: Kube) -> No
         "pods", "app.kubernetes.io/instance=solver,app.kubernetes.io/component=router"
     )
     kill_process(solver, pods[0]["metadata"]["name"], "router", "KILL")
-    wait_for("an answer", lambda: "pieces" in chat(solver, "solver", "hello", check=False), 60)
+    wait_for(
+        "an answer",
+        lambda: "time to first token" in chat(solver, "solver", "hello", check=False),
+        60,
+    )
 
 
 def test_drift_is_put_right(solver: Kube) -> None:

@@ -1,0 +1,68 @@
+{{- define "assay.name" -}}
+{{- if contains .Chart.Name .Release.Name -}}
+{{ .Release.Name | trunc 48 | trimSuffix "-" }}
+{{- else -}}
+{{ printf "%s-%s" .Release.Name .Chart.Name | trunc 48 | trimSuffix "-" }}
+{{- end -}}
+{{- end -}}
+
+{{/* The operator's objects, its Lease included, are called so. */}}
+{{- define "assay.operator" -}}
+{{ include "assay.name" . }}-operator
+{{- end -}}
+
+{{/* What the pods are selected by: it never changes. */}}
+{{- define "assay.selector" -}}
+app.kubernetes.io/name: assay
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
+app.kubernetes.io/component: operator
+{{- end -}}
+
+{{- define "assay.labels" -}}
+{{ include "assay.selector" . }}
+app.kubernetes.io/part-of: assay
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{/* The namespaces that the operator watches, as JSON; [] is all of them. Its own is always one:
+it watches its Lease there, by the same watches as everything else. */}}
+{{- define "assay.namespaces" -}}
+{{- $names := .Values.watchNamespaces -}}
+{{- if $names -}}{{ append $names .Release.Namespace | uniq | sortAlpha | toJson }}{{- else -}}[]{{- end -}}
+{{- end -}}
+
+{{/* What the operator may do where it watches: the same rules in a ClusterRole or in Roles. */}}
+{{- define "assay.rules" -}}
+# What users write is read, and never written.
+- apiGroups: [assay.dev]
+  resources: [inferenceservices]
+  verbs: [get, list, watch]
+- apiGroups: [assay.dev]
+  resources: [inferenceservices/status]
+  verbs: [get, patch]
+# The children, by server-side apply.
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [""]
+  resources: [services, configmaps]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [get, list, watch, create, patch, delete]
+# Pods are made by Deployments. Patched is one annotation, which makes the kubelet look at once at
+# a ConfigMap that the pod mounts.
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch, patch]
+- apiGroups: [""]
+  resources: [events]
+  verbs: [create, patch]
+# Its own Lease, to see that it leads and that its watches live. The rest: the Role for the Lease.
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  resourceNames: [{{ include "assay.operator" . }}]
+  verbs: [list, watch]
+{{- end -}}

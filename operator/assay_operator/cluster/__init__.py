@@ -1,0 +1,1 @@
+"""The shell towards Kubernetes: client, live view, apply, audit and leader election."""

@@ -1,0 +1,398 @@
+"""Carries out a `Plan`: children, actions, Events and status, each only when it is due.
+
+What is due is decided by pure functions at the top; `Applier` below does it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from assay_operator.cluster.client import ApiError, Client, jittered
+from assay_operator.cluster.view import Key, View, version
+from assay_operator.plan import (
+    MANAGED_BY,
+    MANAGED_BY_LABEL,
+    OWNER_LABEL,
+    Action,
+    Event,
+    Json,
+    Plan,
+    Ref,
+    ref,
+)
+
+FIRST_RETRY = 2.0
+LAST_RETRY = 300.0
+_WORKLOADS = frozenset({"Deployment"})
+"""Kinds whose pods read other children: they come after those."""
+_MAX_EVENT_MESSAGE = 1024
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What our last apply of a child sent, and what the API server made of it."""
+
+    digest: str
+    generation: int | None
+    version: int
+
+    @classmethod
+    def of(cls, desired: Json, live: Json) -> Applied:
+        return cls(digest(desired), live["metadata"].get("generation"), version(live))
+
+
+@dataclass
+class Rejection:
+    """A child that the API server refused: not sent again before `until` unless it changes."""
+
+    digest: str
+    message: str
+    until: float
+    times: int
+
+
+@dataclass
+class Ledger:
+    """What was done for one owner, so that it is not done again."""
+
+    uid: str
+    applied: dict[Ref, Applied] = field(default_factory=dict)
+    rejected: dict[Ref, Rejection] = field(default_factory=dict)
+    status: tuple[Json, Json] | None = None
+    """The status that we sent last, and what stood there afterwards."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the children.
+
+    Attributes:
+        changed: whether the world is another one now, so that it should be looked at again.
+        errors: transient failures; the pass has to be repeated.
+    """
+
+    changed: bool
+    errors: tuple[ApiError, ...] = ()
+
+
+def digest(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def owned(item: Json, owner: Json) -> Json:
+    """`item` as it is applied: in the owner's namespace, with its reference and labels.
+
+    The reference does not block the owner's deletion: that would need a right on finalizers, and
+    nothing here has to be gone before its owner is.
+    """
+    metadata = item["metadata"]
+    labels = {
+        **(metadata.get("labels") or {}),
+        MANAGED_BY_LABEL: MANAGED_BY,
+        OWNER_LABEL: f"{owner['kind']}.{owner['metadata']['name']}".lower(),
+    }
+    reference = {
+        "apiVersion": owner["apiVersion"],
+        "kind": owner["kind"],
+        "name": owner["metadata"]["name"],
+        "uid": owner["metadata"]["uid"],
+        "controller": True,
+        "blockOwnerDeletion": False,
+    }
+    return {
+        **item,
+        "metadata": {
+            **metadata,
+            "namespace": owner["metadata"]["namespace"],
+            "labels": labels,
+            "ownerReferences": [reference],
+        },
+    }
+
+
+def belongs_to(item: Json, uid: str) -> bool:
+    """Whether `item` is controlled by the owner with this uid."""
+    references = item["metadata"].get("ownerReferences") or []
+    return any(each.get("controller") and each["uid"] == uid for each in references)
+
+
+def is_due(desired: Json, live: Json | None, last: Applied | None) -> bool:
+    """Whether a child has to be applied.
+
+    It is when it is missing, when something else is wanted than last time, or when it moved since:
+    by its generation where its kind has one (a status written by others does not count), else by
+    its resourceVersion. Contents are never compared, so the API server's defaults and its spelling
+    of quantities cause no loop; but for labels, annotations and owner, which move no generation.
+    """
+    if live is None or last is None or last.digest != digest(desired):
+        return True
+    metadata = live["metadata"]
+    if not belongs_to(live, desired["metadata"]["ownerReferences"][0]["uid"]):
+        return True
+    for part in ("labels", "annotations"):
+        wanted = desired["metadata"].get(part) or {}
+        if not wanted.items() <= (metadata.get(part) or {}).items():
+            return True
+    if "generation" in metadata:
+        return bool(metadata["generation"] != last.generation)
+    return version(live) != last.version
+
+
+def superfluous(children: Iterable[Json], named: Iterable[Ref], owner_uid: str) -> list[Json]:
+    """The owner's children that a plan does not name and that are not on their way out."""
+    wanted = set(named)
+    return [
+        child
+        for child in children
+        if ref(child) not in wanted
+        and belongs_to(child, owner_uid)
+        and not child["metadata"].get("deletionTimestamp")
+    ]
+
+
+def without_nulls(data: Any) -> Any:
+    """Data as the API server keeps it: a key without a value is no key."""
+    if isinstance(data, dict):
+        return {key: without_nulls(value) for key, value in data.items() if value is not None}
+    return [without_nulls(value) for value in data] if isinstance(data, list) else data
+
+
+def status_is_due(desired: Json, live: Json, last: tuple[Json, Json] | None) -> bool:
+    """Whether the status has to be written: it differs, and not just by what others add to it."""
+    return bool(desired) and desired != live and last != (desired, live)
+
+
+def event_object(event: Event, owner: Json, now: datetime) -> Json:
+    """The Kubernetes Event that says `event` about `owner`.
+
+    Its name is made of what is said and of the status that it was said after, so that a pass that
+    is repeated, by this process or by the next leader, says nothing twice, while the same thing
+    happening again later is told again.
+    """
+    metadata = owner["metadata"]
+    said = digest([metadata["uid"], event.reason, event.message, owner.get("status") or {}])
+    time = now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {
+            "name": f"{metadata['name']}.{said[:16]}",
+            "namespace": metadata["namespace"],
+        },
+        "involvedObject": {
+            "apiVersion": owner["apiVersion"],
+            "kind": owner["kind"],
+            "name": metadata["name"],
+            "namespace": metadata["namespace"],
+            "uid": metadata["uid"],
+        },
+        "type": event.type,
+        "reason": event.reason,
+        "message": event.message[:_MAX_EVENT_MESSAGE],
+        "source": {"component": MANAGED_BY},
+        "reportingComponent": MANAGED_BY,
+        "reportingInstance": socket.gethostname(),
+        "firstTimestamp": time,
+        "lastTimestamp": time,
+        "count": 1,
+    }
+
+
+class Applier:
+    """Carries out plans through `client` and tells `view` what the API server answered."""
+
+    def __init__(self, client: Client, view: View) -> None:
+        self._client = client
+        self._view = view
+        self._ledgers: dict[Key, Ledger] = {}
+
+    def forget(self, key: Key) -> None:
+        """The owner is gone."""
+        self._ledgers.pop(key, None)
+
+    def rejections(self, key: Key) -> dict[Ref, str]:
+        """What the API server said about the children that it refused."""
+        ledger = self._ledgers.get(key)
+        rejected = ledger.rejected if ledger else {}
+        return {child: rejection.message for child, rejection in rejected.items()}
+
+    def retry_in(self, key: Key) -> float | None:
+        """Seconds until the first refused child may be sent again."""
+        ledger = self._ledgers.get(key)
+        if ledger is None or not ledger.rejected:
+            return None
+        first = min(rejection.until for rejection in ledger.rejected.values())
+        return max(0.0, first - asyncio.get_running_loop().time())
+
+    async def children(self, key: Key, owner: Json, plan: Plan) -> Outcome:
+        """Applies the children that are due, and deletes those that the plan does not name.
+
+        Raises:
+            nothing of the API server's: refusals are recorded, transient errors returned.
+        """
+        ledger = self._ledger(key, owner)
+        named = {ref(item) for item in plan.objects}
+        vanished = [child for child in ledger.rejected if child not in named]
+        for child in vanished:
+            del ledger.rejected[child]
+        stages = (
+            [item for item in plan.objects if item["kind"] not in _WORKLOADS],
+            [item for item in plan.objects if item["kind"] in _WORKLOADS],
+        )
+        live = self._view.children(key)
+        changes = [bool(vanished)]
+        errors: list[ApiError] = []
+        for stage in stages:
+            results = await asyncio.gather(
+                *(self._child(ledger, owned(item, owner), live) for item in stage)
+            )
+            errors += [result for result in results if isinstance(result, ApiError)]
+            changes += [result is True for result in results]
+        if plan.prune and not errors and not ledger.rejected:
+            leftover = superfluous(self._view.children(key).values(), named, ledger.uid)
+            errors += await self._delete(leftover)
+            changes.append(bool(leftover))
+        return Outcome(any(changes), tuple(errors))
+
+    async def tell(self, key: Key, owner: Json, plan: Plan, now: datetime) -> None:
+        """Carries out actions, says Events, and then writes the status if it differs.
+
+        Events come before the status: whoever dies in between says them again under the same name.
+
+        Raises:
+            ApiError: an action or the status could not be written.
+        """
+        await asyncio.gather(
+            *(self._act(key, action) for action in plan.actions),
+            *(self._say(event_object(event, owner, now)) for event in plan.events),
+        )
+        await self.status(key, owner, plan.status)
+
+    async def status(self, key: Key, owner: Json, status: Json) -> None:
+        """Writes the owner's whole status, if it differs from the live one.
+
+        Raises:
+            ApiError: it was not written; an owner that is gone is no error.
+        """
+        ledger = self._ledger(key, owner)
+        desired, live = without_nulls(status), owner.get("status") or {}
+        if not status_is_due(desired, live, ledger.status):
+            return
+        names = ("name", "namespace", "uid")
+        item = {
+            "apiVersion": owner["apiVersion"],
+            "kind": owner["kind"],
+            "metadata": {name: owner["metadata"][name] for name in names},
+            "status": desired,
+        }
+        try:
+            answer = await self._client.apply(item, sub="status")
+        except ApiError as error:
+            # A conflict here says that the uid is another one: the owner was made anew.
+            if error.status not in (404, 409):
+                raise
+            return
+        ledger.status = (desired, answer.get("status") or {})
+        self._view.put(answer, quiet=True)
+
+    def _ledger(self, key: Key, owner: Json) -> Ledger:
+        """The owner's ledger; an owner that was made anew under the same name gets a fresh one."""
+        uid = owner["metadata"]["uid"]
+        ledger = self._ledgers.get(key)
+        if ledger is None or ledger.uid != uid:
+            ledger = self._ledgers[key] = Ledger(uid)
+        return ledger
+
+    async def _child(self, ledger: Ledger, desired: Json, live: dict[Ref, Json]) -> bool | ApiError:
+        """Applies one child if it is due; returns whether anything changed, or what went wrong."""
+        name, now = ref(desired), asyncio.get_running_loop().time()
+        there = live.get(name)
+        if not is_due(desired, there, ledger.applied.get(name)):
+            return ledger.rejected.pop(name, None) is not None
+        refused = ledger.rejected.get(name)
+        if refused and refused.digest == digest(desired) and now < refused.until:
+            return False
+        try:
+            answer = await self._put(desired, there, ledger.uid)
+        except ApiError as error:
+            if error.transient:
+                return error
+            return _refuse(ledger, desired, error, now)
+        ledger.applied[name] = Applied.of(desired, answer)
+        was_refused = ledger.rejected.pop(name, None) is not None
+        return self._view.put(answer, quiet=True) or was_refused
+
+    async def _put(self, desired: Json, there: Json | None, uid: str) -> Json:
+        """Applies with force only over what is ours: an object of somebody else is not taken."""
+        if there is not None and belongs_to(there, uid):
+            return await self._client.apply(desired)
+        try:
+            return await self._client.apply(desired, force=False)
+        except ApiError as error:
+            if error.status != 409:
+                raise
+            metadata = desired["metadata"]
+            there = await self._client.get(desired["kind"], metadata["namespace"], metadata["name"])
+            if belongs_to(there, uid):
+                return await self._client.apply(desired)
+            raise ApiError(
+                422,
+                "Taken",
+                f"{desired['kind']} {metadata['name']} exists already and is not Assay's: "
+                f"delete it or choose another name ({error.message})",
+            ) from error
+
+    async def _delete(self, items: list[Json]) -> list[ApiError]:
+        async def one(item: Json) -> ApiError | None:
+            try:
+                await self._client.delete(item)
+            except ApiError as error:
+                return error
+            self._view.remove(item, quiet=True)
+            return None
+
+        return [error for error in await asyncio.gather(*map(one, items)) if error]
+
+    async def _act(self, key: Key, action: Action) -> None:
+        pods = {pod["metadata"]["name"]: pod for pod in self._view.pods(key)}
+        pod = pods.get(action.pod)
+        if pod is None:
+            return
+        if (pod["metadata"].get("annotations") or {}).get(action.key) == action.value:
+            return
+        notes = {action.key: action.value}
+        try:
+            answer = await self._client.annotate("Pod", key.namespace, action.pod, notes)
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            return
+        self._view.put(answer, quiet=True)
+
+    async def _say(self, event: Json) -> None:
+        """Best effort: an Event is never worth a failed pass. 409 says that it was said before."""
+        try:
+            await self._client.create(event)
+        except ApiError as error:
+            if error.status != 409:
+                log.warning("Event %s was not written: %s", event["metadata"]["name"], error)
+
+
+def _refuse(ledger: Ledger, desired: Json, error: ApiError, now: float) -> bool:
+    """Records a refusal with a longer pause each time; returns whether it is news."""
+    name, content = ref(desired), digest(desired)
+    before = ledger.rejected.get(name)
+    times = before.times + 1 if before and before.digest == content else 1
+    pause = jittered(min(LAST_RETRY, FIRST_RETRY * 2 ** (times - 1)))
+    ledger.rejected[name] = Rejection(content, error.message, now + pause, times)
+    return before is None or before.message != error.message

@@ -1,0 +1,1 @@
+"""The only modules that import kopf: they feed the view, and nothing more."""

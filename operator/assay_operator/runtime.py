@@ -1,0 +1,253 @@
+"""Puts the parts together and runs them until a signal, or until one of them fails."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import time
+import uuid
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from kubernetes.aio.client import Configuration
+
+from assay_operator import health, telemetry
+from assay_operator.actor import Actors
+from assay_operator.cluster.apply import Applier
+from assay_operator.cluster.audit import OWNERS, Audit
+from assay_operator.cluster.client import (
+    ApiError,
+    Client,
+    in_cluster,
+    load_configuration,
+    own_namespace,
+)
+from assay_operator.cluster.lease import Election, Heartbeat
+from assay_operator.cluster.view import View
+from assay_operator.config import OperatorConfig
+from assay_operator.handlers import watching
+from assay_operator.plan import Json
+from assay_operator.reconciler import Reconciler
+from assay_operator.sglang.client import ApiServerReach, PodReach, Reach, SGLang
+
+RETRY_SECONDS = 2.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says.
+
+    Attributes:
+        kubeconfig: a file, None for the pod's service account or the current kubeconfig.
+        context: of the kubeconfig.
+        namespaces: to work in; empty for all.
+        reach: how engines and routers are asked.
+        port: of the operator's own endpoints.
+        lease_namespace: None for the operator's own.
+        lease_name: shared by the replicas of one installation.
+        election: False for a single process that needs no Lease.
+    """
+
+    kubeconfig: str | None = None
+    context: str | None = None
+    namespaces: tuple[str, ...] = ()
+    reach: Literal["auto", "pods", "apiserver"] = "auto"
+    port: int = 8080
+    lease_namespace: str | None = None
+    lease_name: str = "assay-operator"
+    election: bool = True
+
+    def lease_place(self) -> str:
+        """The Lease's namespace. kopf must watch it, so it is one of those that are worked in.
+
+        Raises:
+            ValueError: the namespace asked for is not watched.
+        """
+        wanted = self.lease_namespace or own_namespace()
+        if not self.namespaces or wanted in self.namespaces:
+            return wanted
+        if self.lease_namespace is None:
+            return self.namespaces[0]
+        raise ValueError(
+            f"--lease-namespace {wanted} must be one of the namespaces given by --namespace"
+        )
+
+
+class Operator:
+    """One process of the operator.
+
+    Args:
+        options: what the command line says.
+        config: the administrator's defaults.
+        configuration: where the API server is.
+    """
+
+    def __init__(
+        self, options: Options, config: OperatorConfig, configuration: Configuration
+    ) -> None:
+        self._options = options
+        self._client = Client(configuration, self._log_in)
+        self._lease_client = Client(configuration, self._log_in)
+        self._view = View()
+        self._heartbeat = Heartbeat()
+        self._audit = Audit(self._client, self._view, options.namespaces or (None,))
+        self._reach = _reach(options, self._client)
+        self._sglang = SGLang(self._reach)
+        self._applier = Applier(self._client, self._view)
+        self._reconciler = Reconciler(self._view, self._applier, self._sglang, config)
+        self._actors = Actors(self._reconciler, self._reconciler.complain)
+        self._view.wake = self._actors.wake
+        self._last_seen: dict[str, float] = {}
+        self._synced = asyncio.Event()
+        self._election = self._candidate() if options.election else None
+
+    async def run(self) -> int:
+        """Works until SIGTERM or SIGINT; returns the process's exit code."""
+        stop = asyncio.Event()
+        _on_signals(stop)
+        server = await health.serve(
+            health.application(self._alive, self._ready, self._refresh), self._options.port
+        )
+        # kopf puts handlers of its own on the signals when it starts: ours go over them.
+        jobs = [_job(self._served(stop)), _job(stop.wait())]
+        try:
+            done, _ = await asyncio.wait(jobs, return_when=asyncio.FIRST_COMPLETED)
+            if jobs[1] in done:
+                log.info("a signal came: stopping")
+                return 0
+            jobs[0].result()
+            return 1
+        finally:
+            await self._actors.stop()
+            if self._election:
+                await self._election.release()
+            jobs[1].cancel()
+            jobs[0].cancel()
+            await asyncio.wait(jobs, timeout=3)
+            await server.cleanup()
+            await self._reach.close()
+            await self._client.close()
+            await self._lease_client.close()
+
+    async def _served(self, stop: asyncio.Event) -> None:
+        """Watches and works; returns when leadership is lost, raises what fails."""
+        await self._wait_for_api()
+        tasks = await watching.start(
+            watching.registry(self._seen, self._log_in, self._options.election),
+            watching.settings(self._options.lease_name),
+            self._options.namespaces,
+        )
+        _on_signals(stop)
+        lead, audit = _job(self._lead()), _job(self._audit.run())
+        watch = _job(watching.run(tasks, asyncio.all_tasks() - set(tasks)))
+        jobs = (watch, lead, audit)
+        try:
+            done, _ = await asyncio.wait(jobs, return_when=asyncio.FIRST_COMPLETED)
+            for job in done:
+                job.result()
+        finally:
+            for job in jobs:
+                job.cancel()
+            await asyncio.wait(jobs)
+
+    async def _lead(self) -> None:
+        """Fills the view, then stands for election; returns when leadership is lost."""
+        while not self._synced.is_set():
+            try:
+                await self._audit.sync()
+                self._synced.set()
+            except ApiError as error:
+                log.warning("the first list failed and is repeated: %s", error)
+                await asyncio.sleep(RETRY_SECONDS)
+        if self._election is None:
+            self._elected()
+            await asyncio.Event().wait()
+        else:
+            await self._election.run(self._elected)
+
+    def _elected(self) -> None:
+        telemetry.LEADER.set(1)
+        self._actors.start(self._view.owners())
+
+    async def _wait_for_api(self) -> None:
+        """Until the API server answers and knows our custom resources.
+
+        kopf looks for them only once, at its start.
+        """
+        namespace = self._options.namespaces[0] if self._options.namespaces else None
+        for kind in OWNERS:
+            while True:
+                try:
+                    await self._client.list(kind, namespace)
+                    break
+                except ApiError as error:
+                    told = "is its CRD installed?" if error.status == 404 else str(error)
+                    log.warning("%s cannot be listed yet: %s", kind, told)
+                    await asyncio.sleep(RETRY_SECONDS)
+
+    def _candidate(self) -> Election:
+        me = f"{socket.gethostname()}_{os.getpid()}_{uuid.uuid4().hex[:8]}"
+        place, name = self._options.lease_place(), self._options.lease_name
+        election = Election(self._lease_client, place, name, me, self._heartbeat)
+        self._client.may_write = election.leads
+        return election
+
+    def _seen(self, kind: str, item: Json, gone: bool) -> None:
+        """An event of a watch."""
+        self._last_seen[kind] = time.monotonic()
+        if kind == "Lease":
+            if self._election and item["metadata"]["namespace"] == self._election.namespace:
+                self._election.look(item)
+        elif gone:
+            self._view.remove(item)
+            if kind == "Pod":
+                self._sglang.forget(item["metadata"]["uid"])
+        else:
+            self._view.put(item, watched=True)
+
+    async def _log_in(self) -> Configuration:
+        return await load_configuration(self._options.kubeconfig, self._options.context)
+
+    def _alive(self) -> list[str]:
+        return health.sick(self._heartbeat, self._audit.dead)
+
+    def _ready(self) -> list[str]:
+        return [] if self._synced.is_set() else ["the first list of everything is not complete"]
+
+    def _refresh(self) -> None:
+        now = time.monotonic()
+        for kind, seen in self._last_seen.items():
+            telemetry.WATCH_AGE.labels(kind).set(now - seen)
+        telemetry.VIEW_OBJECTS.set(len(self._view))
+
+
+async def run(options: Options, config: OperatorConfig) -> int:
+    """Runs the operator; returns the process's exit code.
+
+    Raises:
+        ConfigException: no way to an API server is configured.
+        OSError: the port is taken.
+    """
+    configuration = await load_configuration(options.kubeconfig, options.context)
+    return await Operator(options, config, configuration).run()
+
+
+def _reach(options: Options, client: Client) -> Reach:
+    direct = in_cluster() if options.reach == "auto" else options.reach == "pods"
+    return PodReach() if direct else ApiServerReach(client)
+
+
+def _on_signals(stop: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+
+def _job(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    return asyncio.create_task(work)

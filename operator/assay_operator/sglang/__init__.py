@@ -1,0 +1,1 @@
+"""The shell towards SGLang: engines and routers over HTTP."""

@@ -1,0 +1,197 @@
+"""Asks engines and routers over HTTP. Nothing here raises: an error is an answer, too."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import aiohttp
+
+from assay_operator.cluster.client import ApiError, Client
+from assay_operator.inference.observation import ENGINE_PORT, ROUTER_PORT, Probe
+from assay_operator.plan import Json
+
+CONNECT_SECONDS = 2.0
+ANSWER_SECONDS = 5.0
+GENERATE_SECONDS = 10.0
+_LARGEST_ANSWER = 1 << 20
+
+
+class ProbeError(Exception):
+    """A pod did not answer as it should; the message says how, in one line."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A request to a pod: POST where there is a body, else GET."""
+
+    port: int
+    path: str
+    seconds: float = ANSWER_SECONDS
+    body: Json | None = None
+
+
+class Reach(Protocol):
+    """A way to a pod's port."""
+
+    async def ask(self, pod: Json, question: Question) -> Any:
+        """The JSON that the pod answers.
+
+        Raises:
+            ProbeError: it did not answer, or not with 2xx and JSON.
+        """
+
+    async def close(self) -> None: ...
+
+
+class PodReach:
+    """Straight to the pod's address: for an operator in the cluster."""
+
+    def __init__(self) -> None:
+        self._session: aiohttp.ClientSession | None = None
+
+    async def ask(self, pod: Json, question: Question) -> Any:
+        address = pod.get("status", {}).get("podIP")
+        if not address:
+            raise ProbeError("the pod has no address yet")
+        host = f"[{address}]" if ":" in address else address
+        path, seconds = question.path, question.seconds
+        try:
+            async with self._open().request(
+                "GET" if question.body is None else "POST",
+                f"http://{host}:{question.port}{path}",
+                json=question.body,
+                timeout=aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS),
+                allow_redirects=False,
+            ) as answer:
+                content = await _bounded(answer)
+        except TimeoutError as error:
+            raise ProbeError(f"{path}: no answer within {seconds:g} s") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise ProbeError(f"{path}: {error or type(error).__name__}") from error
+        if not 200 <= answer.status < 300:
+            text = content[:200].decode(errors="replace").replace("\n", " ")
+            raise ProbeError(f"{path}: {answer.status} {text}".rstrip())
+        try:
+            return json.loads(content)
+        except ValueError as error:
+            raise ProbeError(f"{path}: the answer is not JSON") from error
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            # Pods come and go: a kept connection is rarely used again and often dead.
+            connector = aiohttp.TCPConnector(limit=64, force_close=True)
+            self._session = aiohttp.ClientSession(connector=connector)
+        return self._session
+
+
+async def _bounded(answer: aiohttp.ClientResponse) -> bytes:
+    """The body, as long as it is not absurdly long: pods are not trusted with our memory."""
+    content = b""
+    async for chunk in answer.content.iter_chunked(1 << 16):
+        content += chunk
+        if len(content) > _LARGEST_ANSWER:
+            raise ProbeError(f"{answer.url.path}: the answer is longer than {_LARGEST_ANSWER} B")
+    return content
+
+
+class ApiServerReach:
+    """Through the API server's pod proxy: for an operator that runs outside the cluster."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def ask(self, pod: Json, question: Question) -> Any:
+        try:
+            return await self._client.proxy(
+                pod, question.port, question.path, question.body, question.seconds
+            )
+        except ApiError as error:
+            raise ProbeError(
+                f"{question.path}: {error.status or error.reason} {error.message}"
+            ) from error
+
+    async def close(self) -> None:
+        """The client is not ours to close."""
+
+
+_MODEL_INFO = Question(ENGINE_PORT, "/model_info")
+_GENERATION = Question(
+    ENGINE_PORT,
+    "/generate",
+    GENERATE_SECONDS,
+    # Ids that every vocabulary has: one beyond it would end the engine's whole process.
+    {"input_ids": [1, 2, 3], "sampling_params": {"max_new_tokens": 1, "temperature": 0}},
+)
+_WORKERS = Question(ROUTER_PORT, "/workers")
+
+
+class SGLang:
+    """Probes engines and lists what routers know. A generation that succeeded is remembered."""
+
+    def __init__(self, reach: Reach) -> None:
+        self._reach = reach
+        self._generated: dict[str, tuple[int, str]] = {}
+
+    async def probes(self, engines: Iterable[Json]) -> dict[str, Probe]:
+        """What each engine answers, by the uid of its pod; all are asked at once."""
+        pods = list(engines)
+        answers = await asyncio.gather(*map(self.probe, pods))
+        return {pod["metadata"]["uid"]: probe for pod, probe in zip(pods, answers, strict=True)}
+
+    async def listings(self, routers: Iterable[Json]) -> dict[str, frozenset[str] | None]:
+        """The healthy workers that each router lists, by the uid of its pod."""
+        pods = list(routers)
+        answers = await asyncio.gather(*map(self.listing, pods))
+        return {pod["metadata"]["uid"]: urls for pod, urls in zip(pods, answers, strict=True)}
+
+    async def probe(self, engine: Json) -> Probe:
+        """What one engine serves, and whether it can generate.
+
+        One token is generated once for each start of its container and version of its weights.
+        """
+        try:
+            info = await self._reach.ask(engine, _MODEL_INFO)
+            version = info.get("weight_version") if isinstance(info, dict) else None
+            if not isinstance(version, str):
+                return Probe(error="/model_info: there is no weight_version in the answer")
+        except ProbeError as error:
+            return Probe(error=str(error))
+        uid, now_running = engine["metadata"]["uid"], (_restarts(engine), version)
+        if self._generated.get(uid) == now_running:
+            return Probe(version, generated=True)
+        try:
+            answer = await self._reach.ask(engine, _GENERATION)
+            if not isinstance(answer, dict) or "meta_info" not in answer:
+                return Probe(version, error="/generate: there is no meta_info in the answer")
+        except ProbeError as error:
+            return Probe(version, error=str(error))
+        self._generated[uid] = now_running
+        return Probe(version, generated=True)
+
+    async def listing(self, router: Json) -> frozenset[str] | None:
+        """The URLs of the workers that a router finds healthy, None where it does not answer."""
+        try:
+            answer = await self._reach.ask(router, _WORKERS)
+            return frozenset(
+                worker["url"].rstrip("/") for worker in answer["workers"] if worker["is_healthy"]
+            )
+        except (ProbeError, KeyError, TypeError, AttributeError):
+            return None
+
+    def forget(self, pod_uid: str) -> None:
+        """A pod is gone."""
+        self._generated.pop(pod_uid, None)
+
+
+def _restarts(pod: Json) -> int:
+    """How often the pod's containers were started again."""
+    statuses = pod.get("status", {}).get("containerStatuses") or []
+    return sum(status.get("restartCount", 0) for status in statuses)

@@ -1,0 +1,219 @@
+"""Assay on a test cluster, as steps: its images, the engine's environment, its chart, a model.
+
+The demo and the tests share them. On CPU the engine's Python environment has 6 GB; it is not copied
+into an image but lies in the cache's share folder, which every node mounts.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import yaml
+
+from tests.cluster.cluster import Cluster
+from tests.cluster.images import Images
+from tests.cluster.plan import BASE, CLUSTER
+from tests.cluster.settings import REPOSITORY, SHARE_MOUNT, Cache
+from tests.cluster.steps import Step, StepRun
+
+ENVIRONMENT = "engine environment"
+LOAD = "images on the nodes"
+INSTALL = "Assay by its Helm chart"
+MODEL = "a small model on a volume"
+
+SYSTEM = "assay-system"
+RELEASE = "assay"
+ENGINE_MOUNT = "/opt/assay/engine"
+MODEL_SEED = 7
+IMAGES = ("operator", "engine-cpu")
+
+Json = dict[str, Any]
+
+
+def build_env_module() -> ModuleType:
+    """images/engine/cpu/build_env.py, which is a script and not part of a package."""
+    path = REPOSITORY / "images/engine/cpu/build_env.py"
+    spec = importlib.util.spec_from_file_location("assay_build_env", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@dataclass(frozen=True)
+class Assay:
+    """What is put onto one cluster."""
+
+    cluster: Cluster
+    cache: Cache
+
+    @cached_property
+    def images(self) -> Images:
+        return Images(self.cache)
+
+    @cached_property
+    def environment(self) -> Path:
+        """The engine's Python environment for CPU, in the cache's share folder."""
+        return self.cache.share / f"engine-{build_env_module().content_key()}"
+
+    @property
+    def engine_image(self) -> str:
+        return self.images.reference("engine-cpu")
+
+    def pod_overrides(self, container: str) -> Json:
+        """What a pod needs to find the mounted environment."""
+        mount = {"name": "environment", "mountPath": ENGINE_MOUNT, "readOnly": True}
+        path = f"{SHARE_MOUNT}/{self.environment.name}"
+        return {
+            "spec": {
+                "containers": [{"name": container, "volumeMounts": [mount]}],
+                "volumes": [
+                    {"name": "environment", "hostPath": {"path": path, "type": "Directory"}}
+                ],
+            }
+        }
+
+    def operator_config(self) -> Json:
+        """The operator's configuration file for this cluster."""
+        return {
+            "engine": {
+                "images": {"cpu": self.engine_image, "nvidia": "assay/engine:0.5.23"},
+                "templates": {"cpu": self.pod_overrides("engine")},
+            },
+            "router": {
+                "image": self.engine_image,
+                "template": self.pod_overrides("router"),
+            },
+        }
+
+    def values(self) -> Json:
+        """The chart's values for this cluster."""
+        repository, _, tag = self.images.reference("operator").rpartition(":")
+        return {
+            "image": {"repository": repository, "tag": tag},
+            "config": self.operator_config(),
+        }
+
+    def steps(self) -> list[Step]:
+        """From a cluster that is coming up to one that serves InferenceServices."""
+        built = tuple(step.name for step in self.images.steps(IMAGES))
+        return [
+            Step(ENVIRONMENT, self.install_environment, (), 150),
+            *self.images.steps(IMAGES, (BASE,)),
+            Step(LOAD, self.load, (CLUSTER, *built), 20),
+            Step(INSTALL, self.install, (LOAD,), 20),
+        ]
+
+    def model_step(self, namespace: str) -> Step:
+        """A small model on a PersistentVolumeClaim `models` of `namespace`."""
+
+        def make(run: StepRun) -> None:
+            self.make_model(namespace, run)
+
+        return Step(MODEL, make, (LOAD, ENVIRONMENT), 45)
+
+    def install_environment(self, run: StepRun) -> None:
+        script = REPOSITORY / "images/engine/cpu/build_env.py"
+        if build_env_module().is_complete(self.environment):
+            run.reuse()
+            return
+        run.command(
+            sys.executable, script, self.environment, on_line=lambda line: run.note(line[:60])
+        )
+
+    def load(self, run: StepRun) -> None:
+        run.note("copying")
+        self.cluster.load(*(self.images.reference(name) for name in IMAGES))
+
+    def install(self, run: StepRun) -> None:
+        run.note("helm upgrade --install")
+        self.cluster.helm(
+            *("upgrade", "--install", RELEASE, str(REPOSITORY / "charts/assay")),
+            *("--namespace", SYSTEM, "--create-namespace"),
+            *("--values", "-", "--wait", "--timeout", "180s"),
+            input=yaml.safe_dump(self.values()),
+        )
+
+    def make_model(self, namespace: str, run: StepRun) -> None:
+        """Runs examples/tiny-model in a Job; the Job does nothing where the model is there."""
+        kubectl = self.cluster.kubectl
+        script = REPOSITORY / "examples/tiny-model/make_model.py"
+        config = {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": "make-model"},
+            "data": {script.name: script.read_text()},
+        }
+        kubectl("-n", namespace, "delete", "job", "make-model", "--ignore-not-found")
+        kubectl(
+            "-n", namespace, "apply", "-f", "-",
+            input=yaml.safe_dump_all([models_claim(), config, self._model_job(script.name)]),
+        )  # fmt: skip
+        run.note("training it")
+        run.command(
+            *(self.cluster.bin / "kubectl", "-n", namespace, "wait", "job/make-model"),
+            *("--for=condition=Complete", "--timeout=300s"),
+            env=self.cluster.environment,
+        )
+
+    def _model_job(self, script: str) -> Json:
+        overrides = self.pod_overrides("make")["spec"]
+        container = {
+            "name": "make",
+            "image": self.engine_image,
+            "command": ["python3", f"/scripts/{script}"],
+            "args": ["--out", "/models/tiny", "--seed", str(MODEL_SEED)],
+            "env": [{"name": "HOME", "value": "/tmp"}],
+            "volumeMounts": [
+                {"name": "models", "mountPath": "/models"},
+                {"name": "scripts", "mountPath": "/scripts"},
+                *overrides["containers"][0]["volumeMounts"],
+            ],
+        }
+        volumes = [
+            {"name": "models", "persistentVolumeClaim": {"claimName": "models"}},
+            {"name": "scripts", "configMap": {"name": "make-model"}},
+            *overrides["volumes"],
+        ]
+        return {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": {"name": "make-model"},
+            "spec": {
+                "backoffLimit": 2,
+                "template": {
+                    "spec": {
+                        "restartPolicy": "Never",
+                        "containers": [container],
+                        "volumes": volumes,
+                    }
+                },
+            },
+        }
+
+    def write_operator_config(self, folder: Path) -> Path:
+        """The operator's configuration as a file, for an operator that runs in a shell."""
+        path = folder / "operator-config.yaml"
+        path.write_text(json.dumps(self.operator_config()))
+        return path
+
+
+def models_claim() -> Json:
+    """The volume on which the models of tests and demo lie."""
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "models"},
+        "spec": {
+            "accessModes": ["ReadWriteOnce"],
+            "resources": {"requests": {"storage": "1Gi"}},
+        },
+    }

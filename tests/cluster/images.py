@@ -1,0 +1,282 @@
+"""The project's own images, built on the Docker engine that the test cluster runs on.
+
+    images = Images(Cache.default())
+    up(extra_steps=images.steps(needs=(plan.BASE,)))
+    images.reference("operator")     # assay/operator:0.1.0-3f9c...
+
+An image's tag is the key of everything that went into it, so an unchanged one is neither built nor
+loaded into a cluster again, and two checkouts never overwrite each other's.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import shutil
+import sys
+import tempfile
+import tomllib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tests.cluster.display import choose_display
+from tests.cluster.engine import image_exists
+from tests.cluster.errors import ClusterError
+from tests.cluster.files import content_key
+from tests.cluster.processes import capture
+from tests.cluster.settings import BASE_IMAGE, DEBIAN_SUITE, REPOSITORY, Cache
+from tests.cluster.steps import Step, StepRun, run_steps
+
+# Debian 12's Python, and the platform tags that its pip accepts.
+PYTHON_VERSION = "3.11"
+WHEEL_PLATFORMS = ("manylinux_2_28", "manylinux_2_17", "manylinux2014")
+BASE_STEP = "Python base image"
+WHEELS_STEP = "operator's wheels"
+KEPT_TAGS = 3
+# The builder that needs no plugin, so that it is there with every Docker.
+BUILDER = {"DOCKER_BUILDKIT": "0"}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One image: its Dockerfile and what stands beside it in the build context.
+
+    Attributes:
+        name: the image is called assay/NAME.
+        dockerfile: relative to the checkout.
+        context: the folder of the checkout that the Dockerfile takes for its context.
+        sources: what it takes of it, files and folders.
+        target: the Dockerfile's stage; the last one where it is empty.
+        wheels: whether the operator's wheels are in the context too.
+        expected_seconds: what a build takes.
+    """
+
+    name: str
+    dockerfile: str
+    context: str
+    sources: tuple[str, ...]
+    target: str = ""
+    wheels: bool = False
+    expected_seconds: float = 20.0
+
+    @property
+    def step(self) -> str:
+        return f"{self.name} image"
+
+    @property
+    def inputs(self) -> dict[str, Path]:
+        """What the image is made of, but the base and the wheels, by place in the context."""
+        root = REPOSITORY / self.context
+        found = {"Dockerfile": REPOSITORY / self.dockerfile}
+        for source in self.sources:
+            path = root / source
+            if not path.exists():
+                raise ClusterError(f"the {self.step} needs {path}, which does not exist")
+            for file in [path] if path.is_file() else _files(path):
+                found[file.relative_to(root).as_posix()] = file
+        return dict(sorted(found.items()))
+
+
+RECIPES = (
+    Recipe(
+        "operator",
+        "images/operator/Dockerfile",
+        ".",
+        ("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "operator"),
+        wheels=True,
+        expected_seconds=50.0,
+    ),
+    # Engine and router alike: both are packages in the environment that the nodes mount.
+    Recipe(
+        "engine-cpu", "images/engine/Dockerfile.cpu", "images/engine", ("launch.py",), target="slim"
+    ),
+)
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files in `folder`, without what Python leaves behind."""
+    return [
+        path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts
+    ]
+
+
+class Images:
+    """Builds the images of `RECIPES`."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+
+    @cached_property
+    def _project(self) -> dict[str, Any]:
+        return tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+
+    @cached_property
+    def _requirements(self) -> list[str]:
+        """What the operator needs, and what building its own wheel needs."""
+        project = self._project["project"]
+        return [
+            *project["dependencies"],
+            *project["optional-dependencies"]["operator"],
+            *self._project["build-system"]["requires"],
+        ]
+
+    @cached_property
+    def _wheels(self) -> Path:
+        constraints = REPOSITORY / "constraints.txt"
+        key = content_key(constraints, *self._requirements, PYTHON_VERSION, _architecture())
+        return self._cache.images / f"operator-wheels-{key}"
+
+    @cached_property
+    def _base(self) -> str:
+        key = content_key(REPOSITORY / "images/base/Dockerfile", BASE_IMAGE)
+        return f"assay/base:{DEBIAN_SUITE}-{key}"
+
+    def reference(self, name: str) -> str:
+        """The image's name with its tag; it need not be built yet."""
+        recipe = _recipe(name)
+        wheels = self._wheels.name if recipe.wheels else ""
+        parts = [part for place, path in recipe.inputs.items() for part in (place, path)]
+        version = self._project["project"]["version"]
+        return f"assay/{name}:{version}-{content_key(self._base, wheels, recipe.target, *parts)}"
+
+    def steps(
+        self, names: Iterable[str] | None = None, needs: tuple[str, ...] = ()
+    ) -> tuple[Step, ...]:
+        """Steps that build the images.
+
+        Args:
+            names: which ones; all of them by default.
+            needs: steps after which the Docker engine answers and `settings.BASE_IMAGE` exists.
+        """
+        recipes = [_recipe(name) for name in names] if names is not None else list(RECIPES)
+        steps = [Step(BASE_STEP, self._build_base, needs, 25.0)]
+        if any(recipe.wheels for recipe in recipes):
+            steps.append(Step(WHEELS_STEP, self._fetch_wheels, (), 10.0))
+        for recipe in recipes:
+            before = (BASE_STEP, WHEELS_STEP) if recipe.wheels else (BASE_STEP,)
+            steps.append(Step(recipe.step, _Build(self, recipe), before, recipe.expected_seconds))
+        return tuple(steps)
+
+    def build(self, recipe: Recipe, run: StepRun) -> None:
+        """Build one image, unless it is there."""
+        reference = self.reference(recipe.name)
+        if image_exists(reference):
+            run.reuse()
+            return
+        with tempfile.TemporaryDirectory(prefix="assay-context-") as folder:
+            context = Path(folder)
+            for place, path in recipe.inputs.items():
+                target = context / place
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(path, target)
+            _adapt(context / "Dockerfile")
+            if recipe.wheels:
+                shutil.copytree(self._wheels, context / "wheels")
+            run.command(
+                "docker", "build", "--tag", reference, "--target", recipe.target,
+                "--build-arg", f"BASE_IMAGE={self._base}", context,
+                env=BUILDER, on_line=_note_steps(run),
+            )  # fmt: skip
+        _drop_old_tags(reference)
+
+    def _build_base(self, run: StepRun) -> None:
+        if image_exists(self._base):
+            run.reuse()
+            return
+        run.command(
+            "docker", "build", "--tag", self._base, "--build-arg", f"BASE={BASE_IMAGE}",
+            REPOSITORY / "images/base", env=BUILDER,
+        )  # fmt: skip
+
+    def _fetch_wheels(self, run: StepRun) -> None:
+        """Download on this machine, whose pip knows its way through proxies and certificates; a
+        container would have to be told."""
+        if self._wheels.exists():
+            run.reuse()
+            return
+        self._wheels.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=".wheels-", dir=self._wheels.parent))
+        try:
+            platforms = (f"{name}_{_architecture()}" for name in WHEEL_PLATFORMS)
+            run.command(
+                sys.executable, "-m", "pip", "download", "--progress-bar", "off",
+                "--disable-pip-version-check", "--dest", aside,
+                "--constraint", REPOSITORY / "constraints.txt", "--only-binary", ":all:",
+                "--implementation", "cp", "--python-version", PYTHON_VERSION,
+                *(word for tag in platforms for word in ("--platform", tag)),
+                *self._requirements,
+            )  # fmt: skip
+            aside.chmod(0o755)
+            aside.rename(self._wheels)
+        except OSError:
+            # Another run of ours was faster.
+            if not self._wheels.exists():
+                raise
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class _Build:
+    """The function of a step that builds one image."""
+
+    images: Images
+    recipe: Recipe
+
+    def __call__(self, run: StepRun) -> None:
+        self.images.build(self.recipe, run)
+
+
+def build(names: Iterable[str] | None = None, cache: Cache | None = None) -> dict[str, str]:
+    """Build images where the Docker engine and the base image are there already.
+
+    Returns:
+        each image's name with its tag, by its short name.
+    """
+    cache = cache or Cache.default()
+    wanted = list(names) if names is not None else [recipe.name for recipe in RECIPES]
+    images = Images(cache)
+    if not image_exists(BASE_IMAGE):
+        raise ClusterError(f"{BASE_IMAGE} does not exist.", "Bring up the test cluster first.")
+    run_steps(images.steps(wanted), logs=cache.logs, display=choose_display())
+    return {name: images.reference(name) for name in wanted}
+
+
+def _recipe(name: str) -> Recipe:
+    for recipe in RECIPES:
+        if recipe.name == name:
+            return recipe
+    known = ", ".join(recipe.name for recipe in RECIPES)
+    raise ClusterError(f"no image is called {name}", f"These are built: {known}.")
+
+
+def _architecture() -> str:
+    """The engine's architecture as wheels name it: this machine's, as kind's nodes have it too."""
+    machine = platform.machine().lower()
+    return {"arm64": "aarch64", "amd64": "x86_64"}.get(machine, machine)
+
+
+def _adapt(dockerfile: Path) -> None:
+    """Leave out what only the builder plugin knows: files have the right modes already."""
+    text = dockerfile.read_text()
+    dockerfile.write_text(re.sub(r" --chmod=\S+", "", text))
+
+
+def _note_steps(run: StepRun) -> Callable[[str], None]:
+    def note(line: str) -> None:
+        if line.startswith("Step "):
+            run.note(line.removeprefix("Step ")[:60])
+
+    return note
+
+
+def _drop_old_tags(reference: str) -> None:
+    """Untag all but the newest images of this name, so that a day's work does not fill the disk."""
+    repository = reference.rpartition(":")[0]
+    listed = capture("docker", "image", "ls", "--format", "{{.Repository}}:{{.Tag}}", repository)
+    old = [tag for tag in listed.stdout.split()[KEPT_TAGS:] if tag != reference]
+    if old:
+        capture("docker", "rmi", *old, check=False)

@@ -1,0 +1,238 @@
+"""The launcher, the CPU profile and the tiny model together: a real SGLang server on a CPU."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from assay_operator.inference.profiles import resolve
+from tests.engine.conftest import ROOT, EngineEnv
+
+LAUNCHER = ROOT / "images/engine/launch.py"
+MAKE_MODEL = ROOT / "examples/tiny-model/make_model.py"
+START_SECONDS = 240
+VERSION = "sha256:0123456789abcdef"
+QUESTION: dict[str, Any] = {
+    "model": "tiny",
+    "messages": [{"role": "user", "content": "2 + 3 ="}],
+    "temperature": 0,
+}
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running engine."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    log: Path
+
+
+@pytest.fixture(scope="module")
+def model(engine_env: EngineEnv, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("models") / "tiny"
+    made = engine_env.run([MAKE_MODEL, "--out", out, "--seed", "7"])
+    assert made.returncode == 0, made.stderr
+    return out
+
+
+@pytest.fixture(scope="module")
+def server(
+    engine_env: EngineEnv, model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("server")
+    port = free_port()
+    log = folder / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            launch_line(engine_env, port),
+            env=launch_environment(engine_env, folder, model),
+            cwd=folder,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    running = Server(process, f"http://127.0.0.1:{port}", log)
+    try:
+        wait_until_ready(running)
+        yield running
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def launch_line(engine_env: EngineEnv, port: int, *extra: str) -> list[str]:
+    """What the engine's container runs, with the arguments of the CPU profile."""
+    return [
+        *(engine_env.python, str(LAUNCHER), "--host", "127.0.0.1", "--port", str(port)),
+        *("--served-model-name", "tiny", "--enable-metrics"),
+        *resolve("auto", "cpu", "throughput", None).args,
+        *extra,
+    ]
+
+
+def launch_environment(engine_env: EngineEnv, folder: Path, model: Path) -> dict[str, str]:
+    pointer = folder / "pointer.json"
+    pointer.write_text(json.dumps({"path": str(model), "version": VERSION}))
+    return engine_env.environment(
+        **resolve("auto", "cpu", "throughput", None).env,
+        ASSAY_POINTER=str(pointer),
+        ASSAY_TERMINATION_LOG=str(folder / "termination-log"),
+        HOME=str(folder),
+    )
+
+
+def wait_until_ready(server: Server) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if server.process.poll() is not None:
+            break
+        try:
+            if httpx.get(f"{server.url}/ready", timeout=5).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.5)
+    pytest.fail(f"the server did not start:\n{server.log.read_text()[-4000:]}", pytrace=False)
+
+
+def ask(url: str, **more: Any) -> Any:
+    answer = httpx.post(f"{url}/v1/chat/completions", json={**QUESTION, **more}, timeout=60)
+    answer.raise_for_status()
+    return answer.json()
+
+
+def test_it_reports_what_the_pointer_names(server: Server, model: Path) -> None:
+    info = httpx.get(f"{server.url}/model_info", timeout=10).json()
+    assert info["weight_version"] == VERSION
+    assert info["model_path"] == str(model)
+    assert info["load_format"] == "safetensors"
+
+
+def test_a_sum_is_answered_and_says_which_weights_did(server: Server) -> None:
+    answer = ask(server.url)
+    assert answer["choices"][0]["message"]["content"] == "5"
+    assert answer["metadata"]["weight_version"] == VERSION
+
+
+def test_a_streamed_completion_has_the_same_words(server: Server) -> None:
+    request = {**QUESTION, "stream": True}
+    words, done = "", False
+    url = f"{server.url}/v1/chat/completions"
+    with httpx.stream("POST", url, json=request, timeout=60) as stream:
+        for line in stream.iter_lines():
+            if line == "data: [DONE]":
+                done = True
+            elif line.startswith("data: "):
+                choices = json.loads(line[6:])["choices"]
+                words += (choices and choices[0]["delta"].get("content")) or ""
+    assert (words, done) == ("5", True)
+
+
+def test_a_paused_engine_is_alive_but_not_ready(server: Server) -> None:
+    """What the probes rely on: a weight update pauses an engine, and must not get it killed."""
+    httpx.post(f"{server.url}/pause_generation", json={"mode": "retract"}, timeout=10)
+    try:
+        assert httpx.get(f"{server.url}/health", timeout=10).status_code == 200
+        assert httpx.get(f"{server.url}/ready", timeout=10).status_code == 503
+    finally:
+        httpx.post(f"{server.url}/continue_generation", json={}, timeout=10)
+    assert httpx.get(f"{server.url}/ready", timeout=10).status_code == 200
+
+
+def test_loads_have_what_the_operator_reads(server: Server) -> None:
+    (load,) = httpx.get(f"{server.url}/v1/loads", timeout=10).json()["loads"]
+    assert load["num_running_reqs"] == load["num_waiting_reqs"] == 0
+    assert load["max_total_num_tokens"] == 16384
+
+
+def test_a_missing_model_ends_with_the_launchers_status(
+    engine_env: EngineEnv, tmp_path: Path
+) -> None:
+    environment = launch_environment(engine_env, tmp_path, tmp_path / "absent")
+    run = subprocess.run(
+        launch_line(engine_env, free_port()),
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 66
+    assert "does not exist" in (tmp_path / "termination-log").read_text()
+
+
+def test_an_unknown_argument_is_named_at_the_end(
+    engine_env: EngineEnv, tmp_path: Path, model: Path
+) -> None:
+    run = subprocess.run(
+        launch_line(engine_env, free_port(), "--no-such-flag", "7"),
+        env=launch_environment(engine_env, tmp_path, model),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 2
+    assert "--no-such-flag" in run.stderr.splitlines()[-1]
+
+
+def test_router_lists_and_reaches_the_engine(
+    engine_env: EngineEnv, server: Server, tmp_path: Path
+) -> None:
+    """The router comes from the same packages; its workers from a file, as in a cluster."""
+    workers = tmp_path / "workers.json"
+    workers.write_text(json.dumps({"version": 1, "workers": [{"url": server.url}]}))
+    port = free_port()
+    router = subprocess.Popen(
+        [
+            *(engine_env.python, "-m", "smg", "launch", "--host", "127.0.0.1", "--port", str(port)),
+            *("--policy", "cache_aware", "--discovery-provider", "file"),
+            *("--discovery-file", str(workers), "--discovery-check-interval-secs", "1"),
+            *("--prometheus-host", "127.0.0.1", "--prometheus-port", str(free_port())),
+        ],
+        env=engine_env.environment(HOME=str(tmp_path)),
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_for_worker(url)
+        (worker,) = httpx.get(f"{url}/workers", timeout=10).json()["workers"]
+        assert (worker["url"], worker["model_id"]) == (server.url, "tiny")
+        assert worker["labels"]["weight_version"] == VERSION
+        assert ask(url)["choices"][0]["message"]["content"] == "5"
+    finally:
+        router.terminate()
+        router.wait(30)
+
+
+def wait_for_worker(url: str) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            if httpx.get(f"{url}/readiness", timeout=5).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.2)
+    pytest.fail("the router did not become ready")

@@ -1,0 +1,337 @@
+"""Carrying out a plan: only what is due, each thing by itself, never over what is not ours."""
+
+from __future__ import annotations
+
+import copy
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from assay_operator.cluster.apply import (
+    Applied,
+    Applier,
+    event_object,
+    is_due,
+    owned,
+    status_is_due,
+    superfluous,
+    without_nulls,
+)
+from assay_operator.cluster.client import ApiError
+from assay_operator.cluster.view import Key, View
+from assay_operator.plan import Annotate, Event, Json, Plan, Ref
+
+NOW = datetime(2026, 11, 24, tzinfo=UTC)
+KEY = Key("inferenceservice", "team", "solver")
+OWNER: Json = {
+    "apiVersion": "assay.dev/v1alpha1",
+    "kind": "InferenceService",
+    "metadata": {
+        "name": "solver",
+        "namespace": "team",
+        "uid": "owner-uid",
+        "resourceVersion": "1",
+        "generation": 1,
+    },
+}
+
+
+def config_map(name: str = "a", **data: str) -> Json:
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data}
+
+
+def deployment(replicas: int = 1) -> Json:
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "a"},
+        "spec": {"replicas": replicas},
+    }
+
+
+class FakeClient:
+    """An API server in memory: versions, generations, conflicts and refusals."""
+
+    def __init__(self) -> None:
+        self.objects: dict[tuple[str, str], Json] = {}
+        self.writes: list[str] = []
+        self.refuse: dict[str, ApiError] = {}
+        self._version = 100
+
+    def foreign(self, item: Json, **metadata: Any) -> Json:
+        """Somebody else writes `item`."""
+        stored = copy.deepcopy(item)
+        stored["metadata"] |= {"namespace": "team", "uid": f"uid-{item['metadata']['name']}"}
+        stored["metadata"] |= metadata
+        return self._store(stored)
+
+    async def apply(self, item: Json, sub: str | None = None, force: bool = True) -> Json:
+        name = item["metadata"]["name"]
+        self.writes.append(f"apply {item['kind']}/{name}" + (f"/{sub}" if sub else ""))
+        if name in self.refuse:
+            raise self.refuse[name]
+        there = self.objects.get((item["kind"], name))
+        if there and not force and there.get("data") != item.get("data"):
+            raise ApiError(409, "Conflict", "conflict with kubectl")
+        merged = {**copy.deepcopy(there or {}), **copy.deepcopy(item)}
+        merged["metadata"] = {"uid": f"uid-{name}", **(there or {}).get("metadata", {})}
+        merged["metadata"] |= copy.deepcopy(item["metadata"])
+        return there if merged == there and there else self._store(merged)
+
+    async def get(self, kind: str, namespace: str, name: str) -> Json:
+        return copy.deepcopy(self.objects[kind, name])
+
+    async def delete(self, item: Json) -> None:
+        self.writes.append(f"delete {item['kind']}/{item['metadata']['name']}")
+        del self.objects[item["kind"], item["metadata"]["name"]]
+
+    async def create(self, item: Json) -> Json:
+        self.writes.append(f"create {item['kind']}")
+        if (item["kind"], item["metadata"]["name"]) in self.objects:
+            raise ApiError(409, "AlreadyExists", "exists")
+        return self._store(item)
+
+    async def annotate(self, kind: str, namespace: str, name: str, notes: Json) -> Json:
+        self.writes.append(f"annotate {kind}/{name}")
+        item = copy.deepcopy(self.objects[kind, name])
+        item["metadata"]["annotations"] = notes
+        return self._store(item)
+
+    def _store(self, item: Json) -> Json:
+        before = self.objects.get((item["kind"], item["metadata"]["name"]), {})
+        self._version += 1
+        stored = copy.deepcopy(item)
+        stored["metadata"]["resourceVersion"] = str(self._version)
+        if "spec" in item:
+            old = before.get("metadata", {}).get("generation", 0)
+            moved = before.get("spec") != item["spec"]
+            stored["metadata"]["generation"] = old + 1 if moved else old
+        self.objects[item["kind"], item["metadata"]["name"]] = stored
+        return copy.deepcopy(stored)
+
+
+@pytest.fixture
+def client() -> FakeClient:
+    return FakeClient()
+
+
+@pytest.fixture
+def view() -> View:
+    made = View()
+    made.put(copy.deepcopy(OWNER))
+    return made
+
+
+@pytest.fixture
+def applier(client: FakeClient, view: View) -> Applier:
+    return Applier(client, view)  # type: ignore[arg-type]
+
+
+async def carry_out(applier: Applier, *objects: Json, **more: Any) -> bool:
+    outcome = await applier.children(KEY, OWNER, Plan(objects, **more))
+    assert not outcome.errors
+    return outcome.changed
+
+
+class TestDue:
+    def test_a_missing_child_is(self) -> None:
+        assert is_due(owned(deployment(), OWNER), None, None)
+
+    def test_a_child_is_not_while_neither_it_nor_the_wish_moved(self) -> None:
+        wish, live = self.pair(deployment(), generation=3)
+        assert not is_due(wish, live, Applied.of(wish, live))
+
+    def test_a_child_is_after_a_restart_as_nothing_is_known_of_the_last_apply(self) -> None:
+        assert is_due(*self.pair(deployment(), generation=3), None)
+
+    def test_it_is_when_something_else_is_wished(self) -> None:
+        wish, live = self.pair(deployment(), generation=3)
+        assert is_due(owned(deployment(2), OWNER), live, Applied.of(wish, live))
+
+    def test_a_status_that_moves_no_generation_does_not_count(self) -> None:
+        wish, live = self.pair(deployment(), generation=3)
+        last = Applied.of(wish, live)
+        live["metadata"]["resourceVersion"] = "99"
+        assert not is_due(wish, live, last)
+        live["metadata"]["generation"] = 4
+        assert is_due(wish, live, last)
+
+    def test_a_kind_without_generation_is_told_by_its_version(self) -> None:
+        wish, live = self.pair(config_map(k="v"))
+        last = Applied.of(wish, live)
+        live["metadata"]["resourceVersion"] = "99"
+        assert is_due(wish, live, last)
+
+    @pytest.mark.parametrize("part", ["labels", "ownerReferences"])
+    def test_metadata_moves_no_generation_and_is_compared(self, part: str) -> None:
+        wish, live = self.pair(deployment(), generation=3)
+        last = Applied.of(wish, live)
+        live["metadata"][part] = type(live["metadata"][part])()
+        assert is_due(wish, live, last)
+
+    @staticmethod
+    def pair(item: Json, **metadata: Any) -> tuple[Json, Json]:
+        wish = owned(item, OWNER)
+        live = copy.deepcopy(wish)
+        live["metadata"] |= {"resourceVersion": "7", **metadata}
+        return wish, live
+
+
+class TestChildren:
+    async def test_they_get_owner_and_labels(self, applier: Applier, client: FakeClient) -> None:
+        await carry_out(applier, config_map())
+        metadata = client.objects["ConfigMap", "a"]["metadata"]
+        assert metadata["namespace"] == "team"
+        assert metadata["labels"] == {
+            "app.kubernetes.io/managed-by": "assay",
+            "assay.dev/owner": "inferenceservice.solver",
+        }
+        [reference] = metadata["ownerReferences"]
+        assert reference["controller"] and not reference["blockOwnerDeletion"]
+        assert reference["uid"] == "owner-uid"
+
+    async def test_they_are_written_once(self, applier: Applier, client: FakeClient) -> None:
+        assert await carry_out(applier, config_map(), deployment())
+        assert not await carry_out(applier, config_map(), deployment())
+        assert client.writes == ["apply ConfigMap/a", "apply Deployment/a"]
+
+    async def test_a_restart_costs_one_apply_each_and_changes_nothing(
+        self, applier: Applier, client: FakeClient, view: View
+    ) -> None:
+        await carry_out(applier, config_map())
+        before = client.objects["ConfigMap", "a"]["metadata"]["resourceVersion"]
+        second = Applier(client, view)  # type: ignore[arg-type]
+        assert not await carry_out(second, config_map())
+        assert not await carry_out(second, config_map())
+        assert client.writes == ["apply ConfigMap/a"] * 2
+        assert client.objects["ConfigMap", "a"]["metadata"]["resourceVersion"] == before
+
+    async def test_drift_is_reverted(
+        self, applier: Applier, client: FakeClient, view: View
+    ) -> None:
+        await carry_out(applier, config_map(k="v"))
+        drifted = copy.deepcopy(client.objects["ConfigMap", "a"])
+        drifted["data"] = {"k": "somebody's"}
+        view.put(client.foreign(drifted, uid="uid-a"), watched=True)
+        await carry_out(applier, config_map(k="v"))
+        assert client.objects["ConfigMap", "a"]["data"] == {"k": "v"}
+
+    async def test_what_the_plan_does_not_name_is_deleted(
+        self, applier: Applier, client: FakeClient
+    ) -> None:
+        await carry_out(applier, config_map("a"), config_map("b"))
+        assert not await carry_out(applier, config_map("a"), prune=False)
+        assert await carry_out(applier, config_map("a"))
+        assert client.writes[-1] == "delete ConfigMap/b"
+
+    def test_only_our_own_is_ever_deleted(self) -> None:
+        ours, theirs = owned(config_map("a"), OWNER), config_map("b")
+        leaving = owned(config_map("c"), OWNER)
+        leaving["metadata"]["deletionTimestamp"] = "2026-11-24T00:00:00Z"
+        assert superfluous([ours, theirs, leaving], [], "owner-uid") == [ours]
+        assert superfluous([ours], [Ref("ConfigMap", "a")], "owner-uid") == []
+        assert superfluous([ours], [], "uid of a namesake") == []
+
+    async def test_an_object_of_somebody_else_is_not_taken(
+        self, applier: Applier, client: FakeClient
+    ) -> None:
+        client.foreign(config_map(k="theirs"))
+        assert await carry_out(applier, config_map(k="ours"))
+        assert client.objects["ConfigMap", "a"]["data"] == {"k": "theirs"}
+        assert "is not Assay's" in applier.rejections(KEY)[Ref("ConfigMap", "a")]
+
+    async def test_what_is_ours_is_taken_though_the_view_did_not_know_it(
+        self, applier: Applier, client: FakeClient
+    ) -> None:
+        client.foreign(owned(config_map(k="older"), OWNER))
+        await carry_out(applier, config_map(k="ours"))
+        assert client.objects["ConfigMap", "a"]["data"] == {"k": "ours"}
+
+
+class TestRefusals:
+    async def test_one_is_recorded_and_stops_no_other_child(
+        self, applier: Applier, client: FakeClient
+    ) -> None:
+        client.refuse["a"] = ApiError(403, "Forbidden", "exceeded quota")
+        assert await carry_out(applier, config_map("a"), config_map("b"))
+        assert applier.rejections(KEY) == {Ref("ConfigMap", "a"): "exceeded quota"}
+        assert ("ConfigMap", "b") in client.objects
+        assert 0 < (applier.retry_in(KEY) or 0) < 5
+
+    async def test_it_is_not_sent_again_at_once_unless_it_changed(
+        self, applier: Applier, client: FakeClient
+    ) -> None:
+        client.refuse["a"] = ApiError(422, "Invalid", "spec is wrong")
+        await carry_out(applier, config_map("a"))
+        assert not await carry_out(applier, config_map("a"))
+        assert len(client.writes) == 1
+        del client.refuse["a"]
+        assert await carry_out(applier, config_map("a", mended="yes"))
+        assert applier.rejections(KEY) == {}
+        assert applier.retry_in(KEY) is None
+
+    async def test_nothing_is_deleted_while_something_is_refused(
+        self, applier: Applier, client: FakeClient
+    ) -> None:
+        await carry_out(applier, config_map("old"))
+        client.refuse["new"] = ApiError(422, "Invalid", "no")
+        await carry_out(applier, config_map("new"))
+        assert ("ConfigMap", "old") in client.objects
+
+    async def test_a_passing_failure_is_no_refusal(
+        self, applier: Applier, client: FakeClient
+    ) -> None:
+        client.refuse["a"] = ApiError(503, "ServiceUnavailable", "later")
+        outcome = await applier.children(KEY, OWNER, Plan((config_map("a"), config_map("b"))))
+        assert [error.status for error in outcome.errors] == [503]
+        assert applier.rejections(KEY) == {}
+        assert ("ConfigMap", "b") in client.objects
+
+
+class TestTelling:
+    async def test_the_status_is_written_only_when_it_differs(
+        self, applier: Applier, client: FakeClient, view: View
+    ) -> None:
+        client.foreign(OWNER, uid="owner-uid")
+        status = {"replicas": 1, "url": None}
+        await applier.tell(KEY, OWNER, Plan(status=status), NOW)
+        now = view.owner(KEY)
+        assert now and now["status"] == {"replicas": 1}
+        await applier.tell(KEY, now, Plan(status=status), NOW)
+        assert client.writes == ["apply InferenceService/solver/status"]
+
+    def test_what_others_add_to_the_status_causes_no_loop(self) -> None:
+        desired, live = {"replicas": 1}, {"replicas": 1, "theirs": True}
+        assert status_is_due(desired, live, None)
+        assert not status_is_due(desired, live, (desired, live))
+        assert not status_is_due({}, live, None)
+
+    def test_nulls_are_no_keys(self) -> None:
+        data = {"a": None, "b": [{"c": None, "d": 1}], "e": False}
+        assert without_nulls(data) == {"b": [{"d": 1}], "e": False}
+
+    async def test_an_event_is_said_once_even_by_the_next_leader(
+        self, applier: Applier, client: FakeClient, view: View
+    ) -> None:
+        told = Plan(events=(Event("Ready", "it answers"),))
+        await applier.tell(KEY, OWNER, told, NOW)
+        await Applier(client, view).tell(KEY, OWNER, told, NOW)  # type: ignore[arg-type]
+        assert len([kind for kind, _ in client.objects if kind == "Event"]) == 1
+
+    def test_the_same_event_after_another_status_is_told_again(self) -> None:
+        event = Event("Ready", "it answers")
+        again = {**OWNER, "status": {"replicas": 0}}
+        names = {event_object(event, owner, NOW)["metadata"]["name"] for owner in (OWNER, again)}
+        assert len(names) == 2
+
+    async def test_a_pod_is_annotated_only_if_the_value_differs(
+        self, applier: Applier, client: FakeClient, view: View
+    ) -> None:
+        pod: Json = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}}
+        view.put(client.foreign(owned(pod, OWNER)))
+        nudge = Plan(actions=(Annotate("p", "assay.dev/workers", "x"),))
+        await applier.tell(KEY, OWNER, nudge, NOW)
+        await applier.tell(KEY, OWNER, nudge, NOW)
+        assert client.writes == ["annotate Pod/p"]
+        await applier.tell(KEY, OWNER, Plan(actions=(Annotate("gone", "k", "v"),)), NOW)

@@ -1,0 +1,141 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import yaml
+
+from assay_operator.__main__ import main
+from assay_operator.runtime import Options
+
+SERVICE = """
+apiVersion: assay.dev/v1alpha1
+kind: InferenceService
+metadata: {name: solver, namespace: team}
+spec:
+  model: {source: "pvc://models/solver"}
+  engine: {accelerator: cpu}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: bystander}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "solver.yaml"
+    path.write_text(SERVICE)
+    return path
+
+
+class TestCrds:
+    def test_they_are_printed(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["crds"]) == 0
+        [crd] = yaml.safe_load_all(capsys.readouterr().out)
+        assert crd["metadata"]["name"] == "inferenceservices.assay.dev"
+
+    def test_what_was_written_passes_the_check(self, tmp_path: Path) -> None:
+        assert main(["crds", "--out", str(tmp_path / "crds")]) == 0
+        assert main(["crds", "--check", str(tmp_path / "crds")]) == 0
+
+    def test_the_check_names_what_differs(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        main(["crds", "--out", str(tmp_path)])
+        [written] = tmp_path.iterdir()
+        written.write_text(written.read_text() + "# edited\n")
+        assert main(["crds", "--check", str(tmp_path)]) == 1
+        assert written.name in capsys.readouterr().err
+
+
+class TestPlan:
+    def test_it_prints_what_would_be_applied(
+        self, file: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["plan", str(file)]) == 0
+        objects = list(yaml.safe_load_all(capsys.readouterr().out))
+        kinds = {item["kind"] for item in objects}
+        assert {"Deployment", "Service", "ConfigMap"} <= kinds
+        assert all("solver" in item["metadata"]["name"] for item in objects)
+
+    def test_an_error_names_file_object_and_field(
+        self, file: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        file.write_text(SERVICE.replace("accelerator: cpu", "accelerator: abacus"))
+        assert main(["plan", str(file)]) == 1
+        assert f"{file}: solver: spec.engine.accelerator: " in capsys.readouterr().err
+
+    def test_an_unknown_key_is_an_error(
+        self, file: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        file.write_text(SERVICE.replace("engine:", "engin:"))
+        assert main(["plan", str(file)]) == 1
+        assert "spec.engin: " in capsys.readouterr().err
+
+    def test_a_file_without_a_service_is_an_error(
+        self, file: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        file.write_text("kind: ConfigMap\n")
+        assert main(["plan", str(file)]) == 1
+        assert "no InferenceService" in capsys.readouterr().err
+
+    def test_a_file_that_is_not_there(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["plan", "nowhere.yaml"]) == 1
+        assert "nowhere.yaml" in capsys.readouterr().err
+
+    def test_the_administrators_defaults_are_used(
+        self, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        config = tmp_path / "config.yaml"
+        config.write_text("engine: {images: {cpu: 'registry.example/engine:1'}}")
+        assert main(["plan", str(file), "--config", str(config)]) == 0
+        assert "registry.example/engine:1" in capsys.readouterr().out
+
+
+class TestHelp:
+    @pytest.mark.parametrize("command", ["run", "crds", "plan", "version"])
+    def test_every_command_has_it(self, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as ended:
+            main([command, "--help"])
+        assert ended.value.code == 0
+        assert command in capsys.readouterr().out
+
+    def test_version(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["version"]) == 0
+        assert capsys.readouterr().out.startswith("assay-operator ")
+
+    def test_no_command_is_an_error(self) -> None:
+        with pytest.raises(SystemExit) as ended:
+            main([])
+        assert ended.value.code == 2
+
+
+class TestRun:
+    def test_a_kubeconfig_that_is_not_there(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["run", "--kubeconfig", str(tmp_path / "none")]) == 1
+        assert "none" in capsys.readouterr().err
+
+    def test_the_lease_lives_where_the_operator_watches(self) -> None:
+        assert Options().lease_place() == "default"
+        assert Options(namespaces=("a", "b")).lease_place() == "a"
+        assert Options(namespaces=("a", "b"), lease_namespace="b").lease_place() == "b"
+        with pytest.raises(ValueError, match="must be one of"):
+            Options(namespaces=("a",), lease_namespace="c").lease_place()
+
+
+def test_the_watches_write_nothing() -> None:
+    from assay_operator.handlers import watching  # noqa: PLC0415
+
+    made = watching.settings("assay-operator")
+    assert not made.posting.enabled
+    assert made.scanning.disabled and made.peering.standalone
+    registry = watching.registry(lambda *_: None, asyncio.Future, with_lease=True)  # type: ignore[arg-type]
+    assert not registry._changing.get_all_handlers()
+    assert not registry._spawning.get_all_handlers()
+    assert len(registry._watching.get_all_handlers()) == 7

@@ -1,0 +1,185 @@
+"""Asking engines and routers: over real HTTP, against servers that speak as SGLang and smg do."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from assay_operator.cluster.client import ApiError
+from assay_operator.inference.observation import Probe
+from assay_operator.plan import Json
+from assay_operator.sglang import client as module
+from assay_operator.sglang.client import ApiServerReach, PodReach, ProbeError, Question, SGLang
+
+
+class Server:
+    """An engine and a router on one port of the loopback interface."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.asked: list[str] = []
+        self.bodies: list[Json] = []
+        self.answers: dict[str, Any] = {
+            "/model_info": {"model_path": "/m", "weight_version": "v1"},
+            "/generate": {"text": "x", "output_ids": [7], "meta_info": {"id": "1"}},
+            "/workers": {
+                "workers": [
+                    {"url": "http://10.0.0.1:30000", "is_healthy": True, "status": "ready"},
+                    {"url": "http://10.0.0.2:30000/", "is_healthy": True, "status": "ready"},
+                    {"url": "http://10.0.0.3:30000", "is_healthy": False, "status": "failed"},
+                ],
+                "total": 3,
+            },
+        }
+
+    async def handle(self, request: web.Request) -> web.Response:
+        self.asked.append(f"{request.method} {request.path}")
+        if request.can_read_body:
+            self.bodies.append(await request.json())
+        answer = self.answers.get(request.path)
+        if isinstance(answer, web.Response):
+            return answer
+        return web.json_response(answer) if answer is not None else web.Response(status=404)
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    made = Server()
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", made.handle)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    made.port = runner.addresses[0][1]
+    yield made
+    await runner.cleanup()
+
+
+@pytest.fixture
+async def sglang(server: Server, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SGLang]:
+    for name in ("_MODEL_INFO", "_GENERATION", "_WORKERS"):
+        question = getattr(module, name)
+        moved = Question(server.port, question.path, 0.3, question.body)
+        monkeypatch.setattr(module, name, moved)
+    reach = PodReach()
+    yield SGLang(reach)
+    await reach.close()
+
+
+def pod(uid: str = "one", restarts: int = 0, address: str | None = "127.0.0.1") -> Json:
+    status: Json = {"containerStatuses": [{"name": "engine", "restartCount": restarts}]}
+    if address:
+        status["podIP"] = address
+    return {"metadata": {"name": uid, "namespace": "team", "uid": uid}, "status": status}
+
+
+class TestEngines:
+    async def test_one_that_serves_and_generates(self, sglang: SGLang, server: Server) -> None:
+        assert await sglang.probe(pod()) == Probe("v1", generated=True)
+        assert server.asked == ["GET /model_info", "POST /generate"]
+        [body] = server.bodies
+        assert all(0 < token < 10 for token in body["input_ids"]), "a wild id ends the engine"
+        assert body["sampling_params"]["max_new_tokens"] == 1
+
+    async def test_a_token_is_generated_once_a_start_and_version(
+        self, sglang: SGLang, server: Server
+    ) -> None:
+        await sglang.probe(pod())
+        await sglang.probe(pod())
+        assert server.asked.count("POST /generate") == 1
+        await sglang.probe(pod(restarts=1))
+        assert server.asked.count("POST /generate") == 2
+        server.answers["/model_info"] = {"weight_version": "v2"}
+        assert (await sglang.probe(pod(restarts=1))).version == "v2"
+        assert server.asked.count("POST /generate") == 3
+
+    async def test_one_that_cannot_generate_is_asked_again(
+        self, sglang: SGLang, server: Server
+    ) -> None:
+        good = server.answers["/generate"]
+        server.answers["/generate"] = web.Response(status=500, text="CUDA error")
+        probe = await sglang.probe(pod())
+        assert probe == Probe("v1", error="/generate: 500 CUDA error")
+        server.answers["/generate"] = good
+        assert (await sglang.probe(pod())).generated
+
+    @pytest.mark.parametrize("answer", [{"error": "x"}, [], "text"])
+    async def test_an_answer_that_is_no_generation(
+        self, sglang: SGLang, server: Server, answer: Any
+    ) -> None:
+        server.answers["/generate"] = answer
+        probe = await sglang.probe(pod())
+        assert not probe.generated and probe.error
+
+    @pytest.mark.parametrize("answer", [{}, [], {"weight_version": 3}])
+    async def test_one_without_a_version(self, sglang: SGLang, server: Server, answer: Any) -> None:
+        server.answers["/model_info"] = answer
+        probe = await sglang.probe(pod())
+        assert probe.version is None and "weight_version" in (probe.error or "")
+        assert "POST /generate" not in server.asked
+
+    async def test_all_are_asked_and_none_spoils_the_others(self, sglang: SGLang) -> None:
+        probes = await sglang.probes([pod("a"), pod("b", address=None)])
+        assert probes["a"].generated
+        assert probes["b"].error == "the pod has no address yet"
+
+    async def test_nobody_listens(self, sglang: SGLang) -> None:
+        probe = await sglang.probe(pod(address="127.0.0.254"))
+        assert probe.version is None and probe.error
+
+    async def test_silence_is_bounded(
+        self, sglang: SGLang, server: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def never(*_: object) -> Any:
+            raise TimeoutError
+
+        monkeypatch.setattr(module, "_bounded", never)
+        assert (await sglang.probe(pod())).error == "/model_info: no answer within 0.3 s"
+
+
+class TestRouters:
+    async def test_healthy_workers_are_listed(self, sglang: SGLang) -> None:
+        assert await sglang.listing(pod()) == {"http://10.0.0.1:30000", "http://10.0.0.2:30000"}
+
+    async def test_none_is_not_the_same_as_no_answer(self, sglang: SGLang, server: Server) -> None:
+        server.answers["/workers"] = {"workers": [], "total": 0}
+        assert await sglang.listing(pod()) == frozenset()
+        server.answers["/workers"] = web.Response(status=503)
+        assert await sglang.listing(pod()) is None
+
+    @pytest.mark.parametrize("answer", [[], {"workers": [{}]}, {"workers": None}, "text"])
+    async def test_nonsense_is_no_answer(self, sglang: SGLang, server: Server, answer: Any) -> None:
+        server.answers["/workers"] = answer
+        assert await sglang.listing(pod()) is None
+
+    async def test_each_router_is_asked(self, sglang: SGLang) -> None:
+        listings = await sglang.listings([pod("a"), pod("b", address=None)])
+        assert listings["a"] and listings["b"] is None
+
+
+class TestReach:
+    async def test_absurdly_long_answers_are_not_kept(self, sglang: SGLang, server: Server) -> None:
+        server.answers["/model_info"] = web.Response(body=b" " * (module._LARGEST_ANSWER + 1))
+        assert "longer than" in ((await sglang.probe(pod())).error or "")
+
+    async def test_text_that_is_not_json(self, sglang: SGLang, server: Server) -> None:
+        server.answers["/model_info"] = web.Response(text="<html>")
+        assert (await sglang.probe(pod())).error == "/model_info: the answer is not JSON"
+
+    async def test_the_api_server_in_between(self) -> None:
+        class Proxy:
+            async def proxy(self, pod: Json, port: int, path: str, body: Any, s: float) -> Any:
+                if path == "/broken":
+                    raise ApiError(503, "ServiceUnavailable", "no endpoints")
+                return {"path": path, "port": port}
+
+        proxy: Any = Proxy()
+        reach = ApiServerReach(proxy)
+        assert await reach.ask(pod(), Question(8, "/x")) == {"path": "/x", "port": 8}
+        with pytest.raises(ProbeError, match="/broken: 503 no endpoints"):
+            await reach.ask(pod(), Question(8, "/broken"))
+        await reach.close()
