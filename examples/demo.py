@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.panel import Panel
 
 from tests.assay import INSTALL, MODEL, Assay
 from tests.cluster import Cluster, down, up
@@ -77,14 +76,15 @@ def chat(cluster: Cluster, image: str) -> None:
         "spec": {"restartPolicy": "Never", "containers": [container]},
     }
     words = ("-n", NAMESPACE, "delete", "pod", "chat", "--ignore-not-found")
+    phase = ("-n", NAMESPACE, "get", "pod", "chat", "-o", "jsonpath={.status.phase}")
     cluster.kubectl(*words)
     cluster.kubectl("-n", NAMESPACE, "apply", "-f", "-", input=json.dumps(pod))
     try:
+        # Only the log of a container that has started can be followed.
+        while cluster.kubectl(*phase).stdout == "Pending":
+            time.sleep(0.1)
         subprocess.run(
-            [
-                *(cluster.bin / "kubectl", "-n", NAMESPACE, "logs", "--follow", "pod/chat"),
-                "--pod-running-timeout=60s",
-            ],
+            [cluster.bin / "kubectl", "-n", NAMESPACE, "logs", "--follow", "pod/chat"],
             env={**os.environ, **cluster.environment},
             check=True,
         )
@@ -93,23 +93,23 @@ def chat(cluster: Cluster, image: str) -> None:
 
 
 def next_steps(cluster: Cluster) -> None:
-    kubeconfig = f"export KUBECONFIG={cluster.kubeconfig} PATH={cluster.bin}:$PATH"
-    console.print(
-        Panel(
-            f"{kubeconfig}\n\n"
-            "[bold]1.[/] Scale it, and watch the new replica join only once it answers:\n"
-            f"   kubectl scale infsvc/{SERVICE} --replicas=2; kubectl get infsvc -w\n"
-            "[bold]2.[/] Talk to it from this machine:\n"
-            f"   kubectl port-forward service/{SERVICE} 8000:80 &\n"
-            f'   python examples/chat.py http://localhost:8000/v1 {SERVICE} "count to five"\n'
-            "[bold]3.[/] Break it, and read what to do about it:\n"
-            f"   kubectl patch infsvc/{SERVICE} --type=merge "
-            '-p \'{"spec":{"model":{"source":"pvc://models/nothing"}}}\'\n'
-            f"   kubectl describe infsvc {SERVICE}\n\n"
-            "[dim]make demo-down removes everything[/]",
-            title="Everything is left running. Three things to try next",
-        ),
-        soft_wrap=True,
+    broken = '{"spec":{"model":{"source":"pvc://models/nothing"}}}'
+    console.rule("Everything is left running. Three things to try next")
+    print(
+        f"""
+export KUBECONFIG={cluster.kubeconfig} PATH={cluster.bin}:$PATH
+
+1. Scale it, and watch the new replica join only once it answers:
+     kubectl scale infsvc/{SERVICE} --replicas=2; kubectl get infsvc -w
+2. Talk to it from this machine:
+     kubectl port-forward service/{SERVICE} 8000:80 &
+     python3 examples/chat.py http://localhost:8000/v1 {SERVICE} "count to 5"
+3. Break it, and read what to do about it; then mend it:
+     kubectl patch infsvc/{SERVICE} --type=merge -p '{broken}'
+     kubectl describe infsvc {SERVICE}
+     kubectl apply -f examples/inference-service.yaml
+
+make demo-down removes everything."""
     )
 
 

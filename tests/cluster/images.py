@@ -18,7 +18,7 @@ import tempfile
 import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,7 @@ class Images:
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
+        self._references: dict[str, str] = {}
 
     @cached_property
     def _project(self) -> dict[str, Any]:
@@ -135,12 +136,20 @@ class Images:
         return f"assay/base:{DEBIAN_SUITE}-{key}"
 
     def reference(self, name: str) -> str:
-        """The image's name with its tag; it need not be built yet."""
-        recipe = _recipe(name)
+        """The image's name with its tag; it need not be built yet.
+
+        It stays the same for the life of this object, even if somebody edits a file meanwhile.
+        """
+        if name not in self._references:
+            self._references[name] = self._reference(_recipe(name))
+        return self._references[name]
+
+    def _reference(self, recipe: Recipe) -> str:
         wheels = self._wheels.name if recipe.wheels else ""
         parts = [part for place, path in recipe.inputs.items() for part in (place, path)]
         version = self._project["project"]["version"]
-        return f"assay/{name}:{version}-{content_key(self._base, wheels, recipe.target, *parts)}"
+        key = content_key(self._base, wheels, recipe.target, *parts)
+        return f"assay/{recipe.name}:{version}-{key}"
 
     def steps(
         self, names: Iterable[str] | None = None, needs: tuple[str, ...] = ()
@@ -157,7 +166,9 @@ class Images:
             steps.append(Step(WHEELS_STEP, self._fetch_wheels, (), 10.0))
         for recipe in recipes:
             before = (BASE_STEP, WHEELS_STEP) if recipe.wheels else (BASE_STEP,)
-            steps.append(Step(recipe.step, _Build(self, recipe), before, recipe.expected_seconds))
+            steps.append(
+                Step(recipe.step, partial(self.build, recipe), before, recipe.expected_seconds)
+            )
         return tuple(steps)
 
     def build(self, recipe: Recipe, run: StepRun) -> None:
@@ -217,17 +228,6 @@ class Images:
                 raise
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-
-
-@dataclass(frozen=True)
-class _Build:
-    """The function of a step that builds one image."""
-
-    images: Images
-    recipe: Recipe
-
-    def __call__(self, run: StepRun) -> None:
-        self.images.build(self.recipe, run)
 
 
 def build(names: Iterable[str] | None = None, cache: Cache | None = None) -> dict[str, str]:

@@ -1,9 +1,10 @@
 """Ask SGLang's own argument parser. Runs in the engine environment, not in the tests' one.
 
 Reads one JSON object, `{"lines": [[ARGUMENT, ...], ...]}`, on standard input and writes one,
-`{"refusals": [REASON or null, ...], "options": {"--flag": "destination", ...}}`. A line is parsed
-as by a real launch, except that SGLang must not guess at abbreviated names, and its sizes are
-checked as far as that goes without the model and the GPU.
+`{"refusals": [REASON or null, ...], "options": {"--flag": "destination", ...}}`, as the last line
+of its output. Each line goes as far as a launch goes without weights and without a GPU: it is
+parsed (without guesses at abbreviated names), and resolved against the config.json of the model
+that it names, which is where SGLang checks sizes and chooses backends.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ def refusal(line: list[str]) -> str | None:
     """Why SGLang refuses an argument line, or None."""
     try:
         arguments = ServerArgs.from_cli_args(make_parser().parse_args(line))
-    except ValueError as error:
-        return str(error)
-    if arguments.tp_size % arguments.ep_size or arguments.tp_size % arguments.attn_dp_size:
-        return "expert or attention ranks do not divide the tensor group"
+        arguments.resolve_once()
+        arguments.check_server_args()
+    except Exception as error:  # SGLang refuses with whatever it has at hand
+        return f"{type(error).__name__}: {error}"
     return None
 
 
@@ -48,7 +49,7 @@ def main() -> None:
         option: action.dest for action in make_parser()._actions for option in action.option_strings
     }
     refusals = [refusal(line) for line in question["lines"]]
-    json.dump({"refusals": refusals, "options": options}, sys.stdout)
+    print(json.dumps({"refusals": refusals, "options": options}))
 
 
 if __name__ == "__main__":

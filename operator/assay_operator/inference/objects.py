@@ -285,6 +285,14 @@ def _http_probe(path: str, period: int, timeout: int, failures: int) -> Json:
     }
 
 
+def _liveness(path: str, timeout: int) -> Json:
+    """A process that has stopped answering is not going to finish requests: it ends soon."""
+    return {
+        **_http_probe(path, 10, timeout, 3),
+        "terminationGracePeriodSeconds": DRAIN_SECONDS + 20,
+    }
+
+
 def engine_arguments(
     identity: Identity, spec: InferenceServiceSpec, profile: EngineProfile
 ) -> list[str]:
@@ -342,7 +350,7 @@ def engine_template(
         ),
         # /health answers while generation is paused, /ready does not: a paused engine gets no
         # request, and is not killed for being paused.
-        "livenessProbe": _http_probe("/health", 10, 10, 3),
+        "livenessProbe": _liveness("/health", 10),
         "readinessProbe": _http_probe("/ready", _PROBE_PERIOD, 5, 2),
         "lifecycle": {"preStop": {"sleep": {"seconds": DRAIN_SECONDS}}},
         "terminationMessagePolicy": "FallbackToLogsOnError",
@@ -426,7 +434,7 @@ def router_template(identity: Identity, spec: InferenceServiceSpec, config: Oper
             {"name": "tmp", "mountPath": "/tmp"},
         ],
         "startupProbe": _http_probe("/liveness", 1, 2, 60),
-        "livenessProbe": _http_probe("/liveness", 10, 5, 3),
+        "livenessProbe": _liveness("/liveness", 5),
         "readinessProbe": _http_probe("/readiness", 1, 2, 2),
         "lifecycle": {"preStop": {"sleep": {"seconds": 5}}},
         "terminationMessagePolicy": "FallbackToLogsOnError",

@@ -1,0 +1,268 @@
+"""The chart with Helm: what it renders, what it refuses, and what its ServiceAccount may do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import yaml
+
+from assay_operator.api import schema as crds
+from assay_operator.config import OperatorConfig
+from assay_operator.inference.observation import ENGINE_PORT, ROUTER_PORT
+from tests.cluster import Cluster
+from tests.cluster.settings import REPOSITORY
+from tests.kube import Json
+
+CHART = REPOSITORY / "charts" / "assay"
+RELEASE = "chart-test"
+"""Its operator's objects are called chart-test-assay-operator."""
+SYSTEM = "chart-test-system"
+WATCHED = "chart-test-watched"
+OTHER = "chart-test-other"
+CHILDREN = (
+    "deployments.apps",
+    "services",
+    "configmaps",
+    "poddisruptionbudgets.policy",
+)
+WORK = [
+    *((verb, "inferenceservices.assay.dev") for verb in ("get", "list", "watch")),
+    *((verb, "inferenceservices.assay.dev/status") for verb in ("get", "patch")),
+    *(
+        (verb, kind)
+        for kind in CHILDREN
+        for verb in ("get", "list", "watch", "create", "patch", "delete")
+    ),
+    *((verb, "pods") for verb in ("get", "list", "watch", "patch")),
+    ("create", "events"),
+    *((verb, f"leases.coordination.k8s.io/{RELEASE}-assay-operator") for verb in ("list", "watch")),
+]
+"""What the operator does in every namespace that it watches."""
+ELECTION = [
+    ("create", "leases.coordination.k8s.io"),
+    *((verb, f"leases.coordination.k8s.io/{RELEASE}-assay-operator") for verb in ("get", "update")),
+]
+"""What it does in its own."""
+FORBIDDEN = [
+    *((verb, "secrets") for verb in ("get", "list", "watch", "create")),
+    *((verb, "inferenceservices.assay.dev") for verb in ("create", "update", "patch", "delete")),
+    *((verb, "pods") for verb in ("create", "delete")),
+    ("create", "pods/exec"),
+    ("get", "pods/proxy"),
+    ("create", "serviceaccounts/token"),
+    ("list", "leases.coordination.k8s.io"),
+    ("get", "leases.coordination.k8s.io/somebody-elses"),
+    ("create", "rolebindings.rbac.authorization.k8s.io"),
+    ("list", "namespaces"),
+    ("list", "nodes"),
+    ("list", "customresourcedefinitions.apiextensions.k8s.io"),
+]
+
+
+def rendered(cluster: Cluster, values: Json) -> list[Json]:
+    """The objects that the chart makes of `values`."""
+    done = cluster.helm(
+        *("template", RELEASE, CHART, "--namespace", SYSTEM, "--values", "-"),
+        input=yaml.safe_dump(values),
+    )
+    return [item for item in yaml.safe_load_all(done.stdout) if item]
+
+
+def one(objects: list[Json], kind: str, name: str = f"{RELEASE}-assay-operator") -> Json:
+    """The one object of this kind and name."""
+    (found,) = (o for o in objects if (o["kind"], o["metadata"]["name"]) == (kind, name))
+    return found
+
+
+def container(objects: list[Json]) -> Json:
+    """The operator's container."""
+    (found,) = one(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
+    return dict(found)
+
+
+def everything() -> Json:
+    """Values that switch every optional object on."""
+    return {
+        "metrics": {"serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}},
+        "networkPolicy": {"enabled": True, "metricsFrom": [{"namespaceSelector": {}}]},
+        "priorityClassName": "system-cluster-critical",
+        "imagePullSecrets": [{"name": "registry"}],
+        "nodeSelector": {"kubernetes.io/os": "linux"},
+        "tolerations": [{"operator": "Exists"}],
+        "podAnnotations": {"a": "b"},
+        "podLabels": {"c": "d"},
+        "resources": {},
+        "watchNamespaces": ["1", "true"],
+        "replicas": 1,
+    }
+
+
+@pytest.mark.parametrize("values", [{}, everything()], ids=["default", "everything"])
+def test_helm_finds_nothing_to_complain_about(cluster: Cluster, values: Json) -> None:
+    done = cluster.helm("lint", "--strict", CHART, "--values", "-", input=yaml.safe_dump(values))
+    assert "0 chart(s) failed" in done.stdout
+
+
+def test_the_crds_are_rendered_as_they_are_and_kept(cluster: Cluster) -> None:
+    objects = rendered(cluster, {})
+    for kind in crds.KINDS:
+        wanted = crds.crd(kind)
+        there = one(objects, "CustomResourceDefinition", wanted["metadata"]["name"])
+        assert there["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
+        assert there == wanted
+
+
+def test_the_operator_reads_the_configuration_of_the_values(cluster: Cluster) -> None:
+    config = {"engine": {"images": {"cpu": "here/engine:1"}}, "imagePullPolicy": "Never"}
+    default, changed = rendered(cluster, {}), rendered(cluster, {"config": config})
+    read = yaml.safe_load(one(changed, "ConfigMap")["data"]["config.yaml"])
+    parsed = OperatorConfig.model_validate(read)
+    assert parsed.imagePullPolicy == "Never"
+    assert parsed.engine.images == {**OperatorConfig().engine.images, "cpu": "here/engine:1"}
+    sums = [
+        one(objects, "Deployment")["spec"]["template"]["metadata"]["annotations"]["checksum/config"]
+        for objects in (default, changed)
+    ]
+    assert sums[0] != sums[1], "a changed configuration must make new pods"
+
+
+def test_the_pods_have_no_privileges(cluster: Cluster) -> None:
+    objects = rendered(cluster, {})
+    pod = one(objects, "Deployment")["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container(objects)["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert one(objects, "ServiceAccount")["automountServiceAccountToken"] is False
+
+
+def test_a_namespaced_release_needs_nothing_of_the_whole_cluster(cluster: Cluster) -> None:
+    values = {
+        "watchNamespaces": ["b", "a", "b"],
+        "crds": {"install": False},
+        "rbac": {"aggregate": False},
+    }
+    objects = rendered(cluster, values)
+    assert [item["kind"] for item in objects if "namespace" not in item["metadata"]] == []
+    roles = [
+        item["metadata"]["namespace"]
+        for item in objects
+        if item["kind"] == "Role" and not item["metadata"]["name"].endswith("-lease")
+    ]
+    assert sorted(roles) == ["a", "b", SYSTEM]
+    args = container(objects)["args"]
+    named = [args[i + 1] for i, word in enumerate(args) if word == "--namespace"]
+    assert named == ["a", "b", SYSTEM]
+
+
+def test_the_network_policy_lets_engines_and_routers_be_asked(cluster: Cluster) -> None:
+    objects = rendered(cluster, {"networkPolicy": {"enabled": True}})
+    rules = one(objects, "NetworkPolicy")["spec"]["egress"]
+    ports = {port["port"] for rule in rules for port in rule["ports"]}
+    assert {53, 443, 6443, ENGINE_PORT, ROUTER_PORT} == ports
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"replicas": "two"}, "replicas"),
+        ({"replica": 2}, "replica"),
+        ({"config": {"engine": {"image": "x"}}}, "image"),
+        ({"config": {"imagePullPolicy": "Sometimes"}}, "imagePullPolicy"),
+        ({"watchNamespaces": ["Team_A"]}, "watchNamespaces"),
+        ({"metrics": {"serviceMonitor": {"interval": "soon"}}}, "interval"),
+    ],
+)
+def test_a_bad_value_is_refused_by_name(cluster: Cluster, values: Json, says: str) -> None:
+    done = cluster.helm(
+        *("template", RELEASE, CHART, "--values", "-"), input=yaml.safe_dump(values), check=False
+    )
+    assert done.returncode != 0
+    assert says in done.stderr
+
+
+def may(cluster: Cluster, namespace: str, verb: str, what: str, user: str) -> bool:
+    """Whether the API server would let `user` do this."""
+    kind, _, name = what.partition("/")
+    subresource = name if name in ("status", "exec", "proxy", "token", "scale") else ""
+    target = [kind, f"--subresource={subresource}"] if subresource else [what]
+    done = cluster.kubectl(
+        *("auth", "can-i", "-q", verb, *target, "-n", namespace, f"--as={user}"), check=False
+    )
+    return done.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def namespaces(cluster: Cluster) -> Iterator[None]:
+    """Empty namespaces to install into."""
+    names = (SYSTEM, WATCHED, OTHER)
+    cluster.kubectl("delete", "namespace", *names, "--ignore-not-found")
+    for name in names:
+        cluster.kubectl("create", "namespace", name)
+    yield
+    cluster.kubectl("delete", "namespace", *names, "--wait=false")
+
+
+@pytest.fixture(scope="module", params=["cluster", "namespaced"])
+def rights(request: pytest.FixtureRequest, cluster: Cluster, namespaces: None) -> Iterator[str]:
+    """The chart's rights alone, without an operator that would use them."""
+    values = {
+        "crds": {"install": False},
+        "watchNamespaces": [WATCHED] if request.param == "namespaced" else [],
+    }
+    kinds = {"ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"}
+    objects = [item for item in rendered(cluster, values) if item["kind"] in kinds]
+    text = yaml.safe_dump_all(objects)
+    cluster.kubectl("apply", "-f", "-", input=text)
+    yield request.param
+    cluster.kubectl("delete", "--ignore-not-found", "-f", "-", input=text)
+
+
+def test_the_operator_may_do_its_work_and_nothing_else(cluster: Cluster, rights: str) -> None:
+    user = f"system:serviceaccount:{SYSTEM}:{RELEASE}-assay-operator"
+    work = {(verb, what): True for verb, what in WORK}
+    nothing = dict.fromkeys(FORBIDDEN, False)
+    expected = {
+        SYSTEM: work | dict.fromkeys(ELECTION, True) | nothing,
+        WATCHED: work | dict.fromkeys(ELECTION, False) | nothing,
+        OTHER: {
+            **dict.fromkeys(work, rights == "cluster"),
+            **dict.fromkeys(ELECTION, False),
+            **nothing,
+        },
+    }
+    wrong = [
+        f"{namespace}: {verb} {what} should be {'allowed' if allowed else 'refused'}"
+        for namespace, rules in expected.items()
+        for (verb, what), allowed in rules.items()
+        if may(cluster, namespace, verb, what, user) != allowed
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("role", ["view", "edit", "admin"])
+def test_people_get_inference_services_with_the_usual_roles(
+    cluster: Cluster, rights: str, role: str
+) -> None:
+    person = f"chart-test-{role}"
+    cluster.kubectl(
+        *("-n", OTHER, "create", "rolebinding", person, f"--clusterrole={role}"),
+        f"--user={person}",
+    )
+    writes = role != "view"
+    services = "inferenceservices.assay.dev"
+    expected = {
+        **{(verb, services): True for verb in ("get", "list", "watch")},
+        **{(verb, services): writes for verb in ("create", "update", "patch", "delete")},
+        ("patch", f"{services}/scale"): writes,
+        ("patch", f"{services}/status"): False,
+    }
+    try:
+        seen = {each: may(cluster, OTHER, *each, person) for each in expected}
+    finally:
+        cluster.kubectl("-n", OTHER, "delete", "rolebinding", person)
+    assert seen == expected
