@@ -147,6 +147,8 @@ def infsvc(name: str, spec: Json) -> Json:
     engine = {
         "accelerator": "cpu",
         "extraArgs": ["--context-length", "2048", "--max-total-tokens", "8192"],
+        # Several engines share the two cores of the test machine.
+        "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}},
     }
     return {
         "apiVersion": "assay.dev/v1alpha1",

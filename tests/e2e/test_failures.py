@@ -26,7 +26,12 @@ def container(**fields: object) -> Json:
 
 
 CASES = {
-    "no-image": Case("ImagePullFailed", "no-such-image", True, container(image="no-such-image:1")),
+    "no-image": Case(
+        "ImagePullFailed",
+        "no-such-image",
+        True,
+        container(image="no-such-image:1", imagePullPolicy="Never"),
+    ),
     "no-model": Case(
         "ModelNotFound", "tiny", True, {"model": {"source": "pvc://models/not-there"}}
     ),
@@ -40,7 +45,7 @@ CASES = {
         "OutOfMemory",
         "limits.memory",
         True,
-        {"engine": {"resources": {"limits": {"memory": "300Mi"}}}},
+        {"engine": {"resources": {"limits": {"memory": "300Mi"}, "requests": {"cpu": "50m"}}}},
     ),
     "no-gpu": Case(
         "Unschedulable",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -61,13 +62,26 @@ async def server() -> AsyncIterator[Server]:
 
 @pytest.fixture
 async def sglang(server: Server, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SGLang]:
-    for name in ("_MODEL_INFO", "_GENERATION", "_WORKERS"):
+    for name in ("_MODEL_INFO", "_GENERATION", "_LIVING", "_WORKERS"):
         question = getattr(module, name)
         moved = Question(server.port, question.path, 0.3, question.body)
         monkeypatch.setattr(module, name, moved)
     reach = PodReach()
     yield SGLang(reach)
     await reach.close()
+
+
+class Forever(PodReach):
+    """Never answers the look for life."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self._inner = inner
+
+    async def ask(self, pod: Json, question: Question) -> Any:
+        if question.path == "/health_generate":
+            await asyncio.Event().wait()
+        return await self._inner.ask(pod, question)
 
 
 def pod(uid: str = "one", restarts: int = 0, address: str | None = "127.0.0.1") -> Json:
@@ -106,6 +120,34 @@ class TestEngines:
         assert probe == Probe("v1", error="/generate: 500 CUDA error")
         server.answers["/generate"] = good
         assert (await sglang.probe(pod())).generated
+
+    async def test_one_whose_scheduler_hangs_is_found_though_it_answers(
+        self, sglang: SGLang, server: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One silent look may be a long prefill; two in a row are a hang; life heals it."""
+        monkeypatch.setattr(module, "LIVING_INTERVAL", 0.0)
+
+        async def look() -> Probe:
+            probe = await sglang.probe(pod())
+            await asyncio.gather(*sglang._looks.values())
+            return probe
+
+        server.answers["/health_generate"] = web.Response(status=503)
+        for _ in range(3):
+            assert (await look()).generated, "the first token, then two silent looks"
+        probe = await look()
+        assert not probe.generated and "no token" in (probe.error or "")
+        server.answers["/health_generate"] = web.Response()
+        await look()
+        assert (await look()).generated
+
+    async def test_a_look_for_life_delays_nobody(
+        self, sglang: SGLang, server: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await sglang.probe(pod())
+        sglang._reach = Forever(sglang._reach)
+        assert (await asyncio.wait_for(sglang.probe(pod()), 1)).generated
+        sglang.forget("one")
 
     @pytest.mark.parametrize("answer", [{"error": "x"}, [], "text"])
     async def test_an_answer_that_is_no_generation(

@@ -59,7 +59,9 @@ _REMEDIES: tuple[tuple[re.Pattern[str], str, str], ...] = (
         "SGLang refuses an argument: correct spec.engine.extraArgs.",
     ),
     (
-        re.compile(r"out of memory|not enough memory|cannot allocate memory", re.I),
+        re.compile(
+            r"out of memory|not enough memory|cannot allocate memory|no GPU memory for the KV", re.I
+        ),
         "OutOfMemory",
         "The engine ran out of memory: use more GPUs (spec.engine.parallelism.tensor), less KV "
         "cache (--mem-fraction-static, --context-length or --max-total-tokens in "
@@ -172,7 +174,8 @@ def _no_node(text: str) -> str:
             "see that nodes carry the label nvidia.com/gpu.product of the accelerator (GPU feature "
             "discovery sets it), or change spec.engine.accelerator"
         )
-    if "untolerated taint" in text:
+    # The taint of control planes stands in every such message: it is no news beside a shortage.
+    if "untolerated taint" in text and not remedies:
         remedies.append("tolerate the taint in spec.template")
     advice = "; ".join(remedies) or "see `kubectl describe pod`"
     return f"No node takes the pod: {_short(text)}. To mend it: {advice}."

@@ -408,6 +408,9 @@ def router_arguments(spec: InferenceServiceSpec) -> list[str]:
         *("--discovery-file", f"{WORKERS_MOUNT}/{WORKERS_FILE}"),
         *("--discovery-check-interval-secs", "1"),
         *("--health-check-interval-secs", "5"),
+        *("--health-check-timeout-secs", "3"),
+        *("--health-failure-threshold", "2"),
+        *("--health-success-threshold", "1"),
         *("--prometheus-host", "0.0.0.0"),
         *("--prometheus-port", str(METRICS_PORT)),
     ]

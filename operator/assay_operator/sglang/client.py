@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,6 +19,11 @@ from assay_operator.plan import Json
 CONNECT_SECONDS = 2.0
 ANSWER_SECONDS = 5.0
 GENERATE_SECONDS = 10.0
+LIVING_SECONDS = 30.0
+"""Longer than the 20 s after which SGLang itself gives an answer up."""
+LIVING_INTERVAL = 20.0
+HANGING_AFTER = 2
+"""Looks in a row without a token until an engine counts as hanging: one may be a long prefill."""
 _LARGEST_ANSWER = 1 << 20
 
 
@@ -76,7 +83,7 @@ class PodReach:
             text = content[:200].decode(errors="replace").replace("\n", " ")
             raise ProbeError(f"{path}: {answer.status} {text}".rstrip())
         try:
-            return json.loads(content)
+            return json.loads(content or b"null")
         except ValueError as error:
             raise ProbeError(f"{path}: the answer is not JSON") from error
 
@@ -130,6 +137,9 @@ _GENERATION = Question(
     # Ids that every vocabulary has: one beyond it would end the engine's whole process.
     {"input_ids": [1, 2, 3], "sampling_params": {"max_new_tokens": 1, "temperature": 0}},
 )
+# Answers once the scheduler has produced anything, for others or for this question: a busy engine
+# passes, one whose scheduler hangs does not, though its /health still answers.
+_LIVING = Question(ENGINE_PORT, "/health_generate", LIVING_SECONDS)
 _WORKERS = Question(ROUTER_PORT, "/workers")
 
 
@@ -139,6 +149,9 @@ class SGLang:
     def __init__(self, reach: Reach) -> None:
         self._reach = reach
         self._generated: dict[str, tuple[int, str]] = {}
+        self._silent: dict[str, int] = {}
+        self._looked: dict[str, float] = {}
+        self._looks: dict[str, asyncio.Task[None]] = {}
 
     async def probes(self, engines: Iterable[Json]) -> dict[str, Probe]:
         """What each engine answers, by the uid of its pod; all are asked at once."""
@@ -155,7 +168,8 @@ class SGLang:
     async def probe(self, engine: Json) -> Probe:
         """What one engine serves, and whether it can generate.
 
-        One token is generated once for each start of its container and version of its weights.
+        One token is generated once for each start of its container and version of its weights;
+        from then on it is only asked whether it still produces any.
         """
         try:
             info = await self._reach.ask(engine, _MODEL_INFO)
@@ -166,7 +180,7 @@ class SGLang:
             return Probe(error=str(error))
         uid, now_running = engine["metadata"]["uid"], (_restarts(engine), version)
         if self._generated.get(uid) == now_running:
-            return Probe(version, generated=True)
+            return self._living(engine, version)
         try:
             answer = await self._reach.ask(engine, _GENERATION)
             if not isinstance(answer, dict) or "meta_info" not in answer:
@@ -175,6 +189,27 @@ class SGLang:
             return Probe(version, error=str(error))
         self._generated[uid] = now_running
         return Probe(version, generated=True)
+
+    def _living(self, engine: Json, version: str) -> Probe:
+        """What the last look for life said. The next one goes on beside: it may take long, and
+        nobody else's replica shall wait for it."""
+        uid, now = engine["metadata"]["uid"], time.monotonic()
+        if uid not in self._looks and now - self._looked.get(uid, -math.inf) >= LIVING_INTERVAL:
+            self._looked[uid] = now
+            self._looks[uid] = asyncio.create_task(self._look(engine))
+        if self._silent.get(uid, 0) >= HANGING_AFTER:
+            return Probe(version, error=f"{_LIVING.path}: its scheduler produces no token")
+        return Probe(version, generated=True)
+
+    async def _look(self, engine: Json) -> None:
+        uid = engine["metadata"]["uid"]
+        try:
+            await self._reach.ask(engine, _LIVING)
+            self._silent.pop(uid, None)
+        except ProbeError:
+            self._silent[uid] = self._silent.get(uid, 0) + 1
+        finally:
+            self._looks.pop(uid, None)
 
     async def listing(self, router: Json) -> frozenset[str] | None:
         """The URLs of the workers that a router finds healthy, None where it does not answer."""
@@ -189,6 +224,10 @@ class SGLang:
     def forget(self, pod_uid: str) -> None:
         """A pod is gone."""
         self._generated.pop(pod_uid, None)
+        self._silent.pop(pod_uid, None)
+        self._looked.pop(pod_uid, None)
+        if look := self._looks.pop(pod_uid, None):
+            look.cancel()
 
 
 def _restarts(pod: Json) -> int:
