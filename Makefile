@@ -8,7 +8,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help demo demo-down test test-unit cluster cluster-down bench crds constraints lint clean
+.PHONY: help demo demo-down test test-unit cluster cluster-down bench crds lint clean
 
 help: ## List these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,10 +47,9 @@ bench: $(READY) ## Run the benchmarks and write the tables under benchmarks/
 	@$(RUN) -m benchmarks.all
 
 crds: $(READY) ## Write crds/, the chart's copy and docs/api.md from the pydantic models
-	@$(RUN) -m assay_operator crds
-
-constraints: ## Write constraints.txt anew from what pyproject.toml allows today
-	@$(PYTHON) -m tests.constraints
+	@$(RUN) -m assay_operator crds --out crds
+	@$(RUN) -m assay_operator crds --out charts/assay/files/crds
+	@$(RUN) -m assay_operator reference > docs/api.md
 
 clean: ## Delete what was made in this checkout (the cache outside it stays)
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache dist

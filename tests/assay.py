@@ -164,6 +164,20 @@ class Assay:
             env=self.cluster.environment,
         )
 
+    def build_model_image(self, image: str, folder: Path) -> None:
+        """An image that holds nothing but an untrained model, on all nodes."""
+        folder.chmod(0o777)
+        script = REPOSITORY / "examples/tiny-model/make_model.py"
+        self.cluster.docker(
+            *("run", "--rm", "--volume", f"{self.environment}:{ENGINE_MOUNT}:ro"),
+            *("--volume", f"{script}:/make_model.py:ro", "--volume", f"{folder}:/out"),
+            *("--entrypoint", "python3", self.engine_image, "/make_model.py"),
+            *("--out", "/out/model", "--seed", "1", "--steps", "0"),
+        )
+        (folder / "Dockerfile").write_text("FROM scratch\nCOPY model /\n")
+        self.cluster.docker("build", "--tag", image, str(folder))
+        self.cluster.load(image)
+
     def _model_job(self, script: str) -> Json:
         overrides = self.pod_overrides("make")["spec"]
         container = {

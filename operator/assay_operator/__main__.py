@@ -14,7 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from assay_operator import config as configuration
-from assay_operator.api import schema
+from assay_operator.api import reference, schema
 from assay_operator.api.inference_service import InferenceServiceSpec
 from assay_operator.api.meta import API_VERSION
 from assay_operator.inference.observation import Observation
@@ -39,6 +39,8 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--out", type=Path, metavar="DIR", help="write one file a CRD into DIR")
     where.add_argument("--check", type=Path, metavar="DIR", help="fail if DIR is out of date")
     crds.set_defaults(command=_crds)
+    page = commands.add_parser("reference", help="print the API reference as Markdown")
+    page.set_defaults(command=_reference)
     plan = commands.add_parser("plan", help="print what would be applied, without a cluster")
     plan.add_argument("files", nargs="+", metavar="FILE", help="YAML; - reads standard input")
     plan.add_argument("--config", type=Path, metavar="FILE", help="the operator's configuration")
@@ -119,6 +121,11 @@ def _crds(options: argparse.Namespace) -> int:
             path.write_text(content)
         return 0
     print("---\n".join(schema.files(Path()).values()), end="")
+    return 0
+
+
+def _reference(_options: argparse.Namespace) -> int:
+    print(reference.render(), end="")
     return 0
 
 

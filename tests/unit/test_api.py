@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from assay_operator.api import inference_service as api
+from assay_operator.api import reference
 from assay_operator.api.schema import INFERENCE_SERVICE, crd, files, structural
 from assay_operator.inference import profiles
 
@@ -37,6 +38,11 @@ def test_the_crds_folder_is_up_to_date() -> None:
     assert {path.name for path in (ROOT / "crds").glob("*.yaml")} == {
         path.name for path in files(ROOT / "crds")
     }
+
+
+def test_the_api_reference_is_up_to_date() -> None:
+    written = (ROOT / "docs/api.md").read_text()
+    assert written == reference.render(), "docs/api.md is out of date: run `make crds`"
 
 
 def test_every_node_is_structural() -> None:
