@@ -92,6 +92,13 @@ class FakeClient:
             raise ApiError(409, "AlreadyExists", "exists")
         return self._store(item)
 
+    async def merge(self, item: Json) -> Json:
+        self.writes.append(f"merge {item['kind']}/{item['metadata']['name']}")
+        there = self.objects[item["kind"], item["metadata"]["name"]]
+        merged = {**copy.deepcopy(there), **copy.deepcopy(item)}
+        merged["metadata"] = {**there["metadata"], **copy.deepcopy(item["metadata"])}
+        return self._store(merged)
+
     async def annotate(self, kind: str, namespace: str, name: str, notes: Json) -> Json:
         self.writes.append(f"annotate {kind}/{name}")
         item = copy.deepcopy(self.objects[kind, name])
@@ -216,6 +223,17 @@ class TestChildren:
         view.put(client.foreign(drifted, uid="uid-a"), watched=True)
         await carry_out(applier, config_map(k="v"))
         assert client.objects["ConfigMap", "a"]["data"] == {"k": "v"}
+
+    async def test_what_others_made_invalid_is_replaced(
+        self, applier: Applier, client: FakeClient
+    ) -> None:
+        """Server-side apply leaves what others added to a list; a merge patch does not."""
+        await carry_out(applier, config_map())
+        client.foreign(client.objects["ConfigMap", "a"])
+        client.refuse["a"] = ApiError(422, "Invalid", 'Duplicate value: "http"')
+        await carry_out(applier, config_map(k="v2"))
+        assert client.writes[-2:] == ["apply ConfigMap/a", "merge ConfigMap/a"]
+        assert client.objects["ConfigMap", "a"]["data"] == {"k": "v2"}
 
     async def test_what_the_plan_does_not_name_is_deleted(
         self, applier: Applier, client: FakeClient

@@ -147,6 +147,34 @@ def test_a_pod_that_was_ready_and_stopped_answering_is_unresponsive() -> None:
     assert failure is not None and failure.reason == "Unresponsive"
 
 
+def test_an_old_crash_does_not_hide_that_an_engine_hangs_now() -> None:
+    item = starting(
+        started=True,
+        state={"running": {"startedAt": ago(100)}},
+        lastState={"terminated": {"exitCode": 1, "message": "long ago"}},
+        restartCount=1,
+    )
+    item["status"]["conditions"][0]["lastTransitionTime"] = ago(20)
+    failure = pod_failure(item, "engine", NOW)
+    assert failure is not None and failure.reason == "Unresponsive"
+
+
+def test_a_router_without_an_engine_is_not_broken() -> None:
+    item = set_container(
+        pod("r", "10.0.0.9", ready=False, container="router"),
+        started=True,
+        state={"running": {"startedAt": ago(100)}},
+    )
+    item["status"]["conditions"][0]["lastTransitionTime"] = ago(20)
+    assert pod_failure(item, "router", NOW) is None
+
+
+def test_a_killed_container_is_said_to_be_killed() -> None:
+    failure = pod_failure(exited(137, "last words"), "engine", NOW)
+    assert failure is not None and "killed by signal 9" in failure.message
+    assert failure.reason == "ContainerExited", "only the kernel's own word means out of memory"
+
+
 def test_a_container_that_is_never_created_is_told_after_a_while() -> None:
     item = waiting("ContainerCreating")
     item["status"]["conditions"][1]["lastTransitionTime"] = ago(10)

@@ -206,10 +206,20 @@ def test_a_member_that_the_router_does_not_list_is_not_routable() -> None:
 def test_an_engine_counts_only_when_every_router_that_answers_lists_it() -> None:
     url = frozenset({"http://10.0.0.1:30000"})
     world = serving(pod("a", "10.0.0.1"))
-    split = replace(world, listings={"r1": url, "r2": frozenset()})
+    two = replace(world, routers=(router("r1"), router("r2")))
+    split = replace(two, listings={"uid-r1": url, "uid-r2": frozenset()})
     assert decide(split).status["readyReplicas"] == 0
-    silent = replace(world, listings={"r1": url, "r2": None})
+    silent = replace(two, listings={"uid-r1": url, "uid-r2": None})
     assert decide(silent).status["readyReplicas"] == 1
+
+
+def test_a_router_counts_once_the_nodes_can_know_of_it() -> None:
+    """Ready is not said before a connection to the Service can be expected to be accepted."""
+    fresh = router()
+    fresh["status"]["conditions"][0]["lastTransitionTime"] = ago(1)
+    made = decide(replace(serving(pod("a", "10.0.0.1")), routers=(fresh,)))
+    assert made.status["readyReplicas"] == 0
+    assert made.next_look == UNSETTLED_SECONDS
 
 
 def test_a_deleted_engine_leaves_the_list_at_once() -> None:

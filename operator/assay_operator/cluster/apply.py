@@ -335,7 +335,7 @@ class Applier:
     async def _put(self, desired: Json, there: Json | None, uid: str) -> Json:
         """Applies with force only over what is ours: an object of somebody else is not taken."""
         if there is not None and belongs_to(there, uid):
-            return await self._client.apply(desired)
+            return await self._put_right(desired)
         try:
             return await self._client.apply(desired, force=False)
         except ApiError as error:
@@ -351,6 +351,20 @@ class Applier:
                 f"{desired['kind']} {metadata['name']} exists already and is not Assay's: "
                 f"delete it or choose another name ({error.message})",
             ) from error
+
+    async def _put_right(self, desired: Json) -> Json:
+        """Applies over a child of ours, whatever somebody has made of it.
+
+        Under server-side apply what others added to a list stays in it, which can make an invalid
+        whole: a Service whose port was edited would get both ports, of the same name. Then the
+        lists are replaced.
+        """
+        try:
+            return await self._client.apply(desired)
+        except ApiError as error:
+            if error.status != 422:
+                raise
+            return await self._client.merge(desired)
 
     async def _delete(self, items: list[Json]) -> list[ApiError]:
         async def one(item: Json) -> ApiError | None:

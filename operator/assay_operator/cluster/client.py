@@ -193,6 +193,10 @@ class Client:
         body = {"metadata": {"annotations": notes}}
         return await self._write("patch", item, Request("PATCH", "", _BY_US, body, _MERGE))
 
+    async def merge(self, item: Json) -> Json:
+        """A JSON merge patch with all of `item`: its lists replace those that are there."""
+        return await self._write("patch", item, Request("PATCH", "", _BY_US, item, _MERGE))
+
     async def create(self, item: Json) -> Json:
         return await self._write("create", item, Request("POST", "", _BY_US, item))
 

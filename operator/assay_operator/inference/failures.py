@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from assay_operator.inference.observation import is_terminating
+from assay_operator.inference.observation import condition_of, is_terminating, parse_time
 from assay_operator.plan import Json
 
 CREATING_SECONDS = 120
 """A container that is not created after this long waits for something that may never come."""
 _CRASH_LOOP = 3
-_MESSAGE_LIMIT = 700
+_MESSAGE_LIMIT = 400
 
 
 @dataclass(frozen=True)
@@ -117,23 +117,13 @@ def _short(text: str) -> str:
     return line if len(line) <= _MESSAGE_LIMIT else "... " + line[-_MESSAGE_LIMIT:]
 
 
-def _condition(pod: Json, kind: str) -> Json | None:
-    conditions: list[Json] = pod.get("status", {}).get("conditions") or []
-    return next((item for item in conditions if item["type"] == kind), None)
-
-
 def _container_status(pod: Json, container: str) -> Json:
     statuses: list[Json] = pod.get("status", {}).get("containerStatuses") or []
     return next((item for item in statuses if item["name"] == container), {})
 
 
-def parse_time(text: str | None) -> datetime | None:
-    """A Kubernetes timestamp, with its zone."""
-    return datetime.fromisoformat(text.replace("Z", "+00:00")) if text else None
-
-
 def _unschedulable(pod: Json, _container: str, _now: datetime) -> Failure | None:
-    condition = _condition(pod, "PodScheduled")
+    condition = condition_of(pod, "PodScheduled")
     if not condition or condition["status"] == "True":
         return None
     if condition.get("reason") != "Unschedulable":
@@ -214,7 +204,7 @@ def _not_created(pod: Json, container: str, now: datetime) -> Failure | None:
             "image or spec.template.",
             fatal=True,
         )
-    scheduled = _condition(pod, "PodScheduled")
+    scheduled = condition_of(pod, "PodScheduled")
     since = parse_time(scheduled.get("lastTransitionTime")) if scheduled else None
     if reason != "ContainerCreating" or not since:
         return None
@@ -237,7 +227,7 @@ def _exited(pod: Json, container: str, _now: datetime) -> Failure | None:
     )
     if not ended or (running and status.get("ready")):
         return None
-    code = ended.get("exitCode")
+    code = ended.get("exitCode", 0)
     text = ended.get("message", "")
     where, restarts = _where(pod), status.get("restartCount", 0)
     if ended.get("reason") == "OOMKilled":
@@ -255,18 +245,19 @@ def _exited(pod: Json, container: str, _now: datetime) -> Failure | None:
         if pattern.search(text):
             return Failure(where, reason, f"{remedy} {_short(text)}", fatal=True, exit_code=code)
     said = _short(text) or "it left no message, see `kubectl logs --previous`"
+    how = f"was killed by signal {code - 128}" if code > 128 else f"exited with code {code}"
     if restarts >= _CRASH_LOOP:
         return Failure(
             where,
             "CrashLoop",
-            f"The container exits again and again, with code {code}: {said}",
+            f"The container ends again and again; it {how}: {said}",
             fatal=False,
             exit_code=code,
         )
     return Failure(
         where,
         "ContainerExited",
-        f"The container exited with code {code} and is started again: {said}",
+        f"The container {how} and is started again: {said}",
         fatal=False,
         exit_code=code,
     )
@@ -276,8 +267,11 @@ def _unresponsive(pod: Json, container: str, _now: datetime) -> Failure | None:
     """A container that was ready since it started, and is not any more, has stopped answering."""
     status = _container_status(pod, container)
     running = status.get("state", {}).get("running")
-    ready = _condition(pod, "Ready")
-    if not running or not status.get("started") or status.get("ready") or not ready:
+    ready = condition_of(pod, "Ready")
+    # A router is not ready while it has no engine: that says nothing about itself.
+    if container != "engine" or not running or not ready:
+        return None
+    if not status.get("started") or status.get("ready"):
         return None
     started = parse_time(running.get("startedAt"))
     unready = parse_time(ready.get("lastTransitionTime"))
@@ -296,6 +290,6 @@ _LOOKS: tuple[Callable[[Json, str, datetime], Failure | None], ...] = (
     _unschedulable,
     _image,
     _not_created,
-    _exited,
     _unresponsive,
+    _exited,
 )

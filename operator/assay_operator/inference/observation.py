@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from assay_operator.plan import Json, Ref
 
@@ -63,12 +64,29 @@ def is_terminating(pod: Json) -> bool:
     return bool(pod["metadata"].get("deletionTimestamp"))
 
 
+def parse_time(text: str | None) -> datetime | None:
+    """A Kubernetes timestamp, with its zone."""
+    return datetime.fromisoformat(text.replace("Z", "+00:00")) if text else None
+
+
+def condition_of(item: Json, kind: str) -> Json | None:
+    """One condition of an object's status, None where it is not there."""
+    conditions: list[Json] = item.get("status", {}).get("conditions") or []
+    return next((each for each in conditions if each["type"] == kind), None)
+
+
 def is_ready(pod: Json) -> bool:
     """Whether the kubelet finds the pod ready, and it is to stay."""
-    if is_terminating(pod):
-        return False
-    conditions = pod.get("status", {}).get("conditions") or []
-    return any(item["type"] == "Ready" and item["status"] == "True" for item in conditions)
+    ready = condition_of(pod, "Ready")
+    return not is_terminating(pod) and ready is not None and ready["status"] == "True"
+
+
+def ready_since(pod: Json) -> datetime | None:
+    """Since when the pod is ready, None while it is not."""
+    ready = condition_of(pod, "Ready")
+    if ready is None or not is_ready(pod):
+        return None
+    return parse_time(ready.get("lastTransitionTime"))
 
 
 def engine_url(pod: Json) -> str | None:

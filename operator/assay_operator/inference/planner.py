@@ -26,12 +26,16 @@ from assay_operator.inference.observation import (
     engine_url,
     is_ready,
     is_terminating,
+    ready_since,
 )
 from assay_operator.inference.profiles import UnsupportedProfile, resolve
 from assay_operator.plan import Annotate, Json, Plan, Ref
 
 SETTLED_SECONDS = 30.0
 """How often a service in order is looked at: nothing tells us that an engine stopped answering."""
+ROUTED_SECONDS = 3
+"""From a router pod's readiness until every node's kube-proxy sends the Service's requests there.
+Nothing tells when that is so; a service that were called ready before could refuse a connection."""
 UNSETTLED_SECONDS = 1.0
 """How often while an answer over HTTP is awaited, which no watch announces."""
 
@@ -51,7 +55,7 @@ class Membership:
     awaited: bool
 
 
-def membership(observation: Observation, identity: Identity) -> Membership:
+def membership(observation: Observation, identity: Identity, now: datetime) -> Membership:
     """Decides the list of workers from probes and readiness.
 
     An engine becomes a member once it is ready, reports the version that its pod was made for and
@@ -75,7 +79,7 @@ def membership(observation: Observation, identity: Identity) -> Membership:
             awaited = True
         else:
             awaited = True
-    routable = _routable(observation, members)
+    routable = _routable(observation, members, now)
     routers_wait = bool(members) and len(routable) < len(members)
     return Membership(members, routable, awaited or routers_wait)
 
@@ -89,11 +93,19 @@ def _listed_urls(observation: Observation, identity: Identity) -> frozenset[str]
     return frozenset(worker["url"] for worker in json.loads(document)["workers"])
 
 
-def _routable(observation: Observation, members: dict[str, str]) -> frozenset[str]:
-    answers = [urls for urls in observation.listings.values() if urls is not None]
+def _routable(observation: Observation, members: dict[str, str], now: datetime) -> frozenset[str]:
+    routers = {pod["metadata"]["uid"] for pod in observation.routers if _is_reached(pod, now)}
+    listings = observation.listings.items()
+    answers = [urls for uid, urls in listings if urls is not None and uid in routers]
     if not answers:
         return frozenset()
     return frozenset(uid for uid, url in members.items() if all(url in urls for urls in answers))
+
+
+def _is_reached(router: Json, now: datetime) -> bool:
+    """Whether requests to the Service can be expected to arrive at this router."""
+    since = ready_since(router)
+    return since is not None and (now - since).total_seconds() >= ROUTED_SECONDS
 
 
 def plan(observation: Observation, config: OperatorConfig, now: datetime) -> Plan:
@@ -122,7 +134,7 @@ def plan(observation: Observation, config: OperatorConfig, now: datetime) -> Pla
         return _refused(observation, "InvalidSpec", report.validation_message(error), now)
     except UnsupportedProfile as error:
         return _refused(observation, "UnsupportedProfile", str(error), now)
-    group = membership(observation, identity)
+    group = membership(observation, identity, now)
     document = workers_document(group.members.values())
     facts = report.Facts(
         identity=identity,
