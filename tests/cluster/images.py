@@ -11,7 +11,6 @@ loaded into a cluster again, and two checkouts never overwrite each other's.
 from __future__ import annotations
 
 import platform
-import re
 import shutil
 import sys
 import tempfile
@@ -183,7 +182,6 @@ class Images:
                 target = context / place
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(path, target)
-            _adapt(context / "Dockerfile")
             if recipe.wheels:
                 shutil.copytree(self._wheels, context / "wheels")
             run.command(
@@ -257,12 +255,6 @@ def _architecture() -> str:
     """The engine's architecture as wheels name it: this machine's, as kind's nodes have it too."""
     machine = platform.machine().lower()
     return {"arm64": "aarch64", "amd64": "x86_64"}.get(machine, machine)
-
-
-def _adapt(dockerfile: Path) -> None:
-    """Leave out what only the builder plugin knows: files have the right modes already."""
-    text = dockerfile.read_text()
-    dockerfile.write_text(re.sub(r" --chmod=\S+", "", text))
 
 
 def _note_steps(run: StepRun) -> Callable[[str], None]:

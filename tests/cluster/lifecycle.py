@@ -13,7 +13,7 @@ from tests.cluster.cluster import Cluster
 from tests.cluster.display import choose_display
 from tests.cluster.engine import Engine
 from tests.cluster.files import locked
-from tests.cluster.plan import Plan, cluster_names, delete_cluster
+from tests.cluster.plan import Plan, cluster_names, delete_cluster, node_containers
 from tests.cluster.settings import DEFAULT_CLUSTER, Cache
 from tests.cluster.steps import Display, Step, run_steps
 
@@ -43,7 +43,7 @@ def build(*, extra_steps: Sequence[Step] = (), display: Display | None = None) -
 def down(
     name: str = DEFAULT_CLUSTER, *, everything: bool = False, stop_engine: bool = False
 ) -> list[str]:
-    """Delete a cluster (or all of them) and, if asked, stop the engine if it is ours.
+    """Delete a cluster (or all of them) and, if asked, stop the engine if it is ours and free.
 
     Returns what was done, as lines for people.
     """
@@ -54,9 +54,16 @@ def down(
             existed = delete_cluster(cache, each)
             done.append(f"cluster {each}: {'deleted' if existed else 'there was none'}")
         if stop_engine:
-            stopped = Engine(cache).stop()
-            done.append(f"Docker engine: {'stopped' if stopped else 'not ours, left alone'}")
+            done.append(f"Docker engine: {_stop_engine(cache)}")
     return done
+
+
+def _stop_engine(cache: Cache) -> str:
+    """Stop the engine if it is ours and nobody else's cluster runs on it; says what was done."""
+    others = [name for name in cluster_names(cache) if node_containers(name)]
+    if others:
+        return f"left running for cluster {', '.join(others)}"
+    return "stopped" if Engine(cache).stop() else "not ours, left alone"
 
 
 def _run(

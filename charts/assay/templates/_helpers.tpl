@@ -59,7 +59,7 @@ it watches its Lease there, by the same watches as everything else. */}}
   verbs: [get, list, watch, patch]
 - apiGroups: [""]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [create]
 # Its own Lease, to see that it leads and that its watches live. The rest: the Role for the Lease.
 - apiGroups: [coordination.k8s.io]
   resources: [leases]
