@@ -177,10 +177,10 @@ def test_an_operator_killed_at_any_moment_of_a_start_converges(
         kube.delete("infsvc", "battered")
 
 
-def test_the_shells_operator_prints_its_metrics(kube: Kube) -> None:
+def test_metrics_are_served_for_prometheus(kube: Kube) -> None:
     text = system(kube).kubectl(
         "get", "--raw",
-        f"/api/v1/namespaces/{SYSTEM}/services/assay-operator-metrics:http/proxy/metrics",
+        f"/api/v1/namespaces/{SYSTEM}/services/assay-operator:http/proxy/metrics",
     )  # fmt: skip
     for metric in ("assay_reconcile_seconds", "assay_leader", "assay_watch_age_seconds"):
         assert metric in text, json.dumps(metric)

@@ -169,7 +169,8 @@ def test_a_model_in_an_image_is_served(kube: Kube, assay: Assay, tmp_path: Path)
     with kube.service("from-image", spec):
         service = kube.wait_ready("from-image")
         assert service["status"]["checkpoint"].startswith("tiny-model:untrained-")
-        assert "time to first token" in chat(kube, "from-image", "hello")
+        # An untrained model may end its answer at once: that it answers is what counts here.
+        assert "time to first token" in chat(kube, "from-image", "hello", check=False)
 
 
 def test_every_example_is_accepted(kube: Kube) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from assay_operator.cluster.apply import (
+from assay_operator.cluster.apply import Applier
+from assay_operator.cluster.client import ApiError
+from assay_operator.cluster.due import (
     Applied,
-    Applier,
     event_object,
     is_due,
     owned,
@@ -18,7 +19,6 @@ from assay_operator.cluster.apply import (
     superfluous,
     without_nulls,
 )
-from assay_operator.cluster.client import ApiError
 from assay_operator.cluster.view import Key, View
 from assay_operator.plan import Annotate, Event, Json, Plan, Ref
 
