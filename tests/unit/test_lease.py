@@ -10,7 +10,7 @@ import pytest
 
 from assay_operator.cluster import lease as module
 from assay_operator.cluster.client import ApiError
-from assay_operator.cluster.lease import Election, Heartbeat, decide, held
+from assay_operator.cluster.lease import LEASE_SECONDS, Election, Heartbeat, decide, held
 from assay_operator.plan import Json
 
 NOW = datetime(2026, 11, 24, 12, 0, 0, 5, tzinfo=UTC)
@@ -26,8 +26,8 @@ class TestDecision:
 
     def test_a_held_lease_is_taken_once_it_stood_still_for_its_duration(self) -> None:
         spec = held({}, "other", NOW)
-        assert decide(spec, "me", unchanged=9.9) == "wait"
-        assert decide(spec, "me", unchanged=10.1) == "take"
+        assert decide(spec, "me", unchanged=LEASE_SECONDS - 0.1) == "wait"
+        assert decide(spec, "me", unchanged=LEASE_SECONDS + 0.1) == "take"
 
     def test_the_time_in_a_record_is_never_compared_with_our_clock(self) -> None:
         long_ago = held({}, "other", NOW - timedelta(days=1))

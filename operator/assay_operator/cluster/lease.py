@@ -17,10 +17,10 @@ from typing import Literal
 from assay_operator.cluster.client import ApiError, Client
 from assay_operator.plan import Json
 
-LEASE_SECONDS = 10
+LEASE_SECONDS = 8
 RENEW_SECONDS = 2.0
 RETRY_SECONDS = 0.5
-GIVE_UP_SECONDS = 7.0
+GIVE_UP_SECONDS = 6.0
 """Leadership ends after this time without a renewal: well before anybody else may take over."""
 ECHO_SECONDS = 30.0
 """How long a renewal may take to arrive through the watch before the watch counts as dead."""
