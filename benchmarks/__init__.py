@@ -1,0 +1,1 @@
+"""Measured claims: scripts and the tables that they wrote."""

@@ -1,0 +1,317 @@
+"""The operator under many InferenceServices, beside a bare client that writes the same children.
+
+Both write to the same API server in one run, by turns. The bare client has no operator to run: it
+sends every child and one status for each service, 64 at a time, and so is the floor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import statistics
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+
+from assay_operator.cluster.client import Client, load_configuration
+from assay_operator.cluster.due import owned
+from assay_operator.config import OperatorConfig
+from assay_operator.inference.observation import Observation
+from assay_operator.inference.planner import plan
+from benchmarks.common import Json, Row, quantile, say, spread, versions, write
+from tests.assay import SYSTEM, Assay
+from tests.kube import Kube, infsvc, wait_for
+
+NAMESPACE = "bench-scale"
+CONNECTIONS = 64
+CHILDREN = 7
+SELECTOR = "app.kubernetes.io/managed-by=assay"
+KINDS = ("ConfigMap", "Service", "Deployment", "PodDisruptionBudget")
+QUIET_SECONDS = 60
+PER_SECOND = 5
+
+
+@dataclass
+class Figures:
+    """Everything that one run measured, in seconds, bytes or counts."""
+
+    count: int
+    operator: list[float] = field(default_factory=list)
+    floor: list[float] = field(default_factory=list)
+    first_child: list[float] = field(default_factory=list)
+    all_children: list[float] = field(default_factory=list)
+    quiet_writes: float = 0.0
+    lease_writes: float = 0.0
+    moved: int = 0
+    memory: dict[str, float] = field(default_factory=dict)
+
+
+async def bounded(work: Iterable[Callable[[], Awaitable[object]]]) -> None:
+    """Does everything, `CONNECTIONS` at a time."""
+    slots = asyncio.Semaphore(CONNECTIONS)
+
+    async def one(job: Callable[[], Awaitable[object]]) -> None:
+        async with slots:
+            await job()
+
+    await asyncio.gather(*(one(job) for job in work))
+
+
+def service(name: str) -> Json:
+    item = infsvc(name, {"replicas": 0})
+    item["metadata"]["namespace"] = NAMESPACE
+    return item
+
+
+async def create_services(client: Client, names: list[str]) -> None:
+    await bounded(partial(client.create, service(name)) for name in names)
+
+
+async def finished(client: Client) -> int:
+    """How many services have a status."""
+    items = await client.list("InferenceService", NAMESPACE)
+    return sum("conditions" in item.get("status", {}) for item in items)
+
+
+async def children(client: Client) -> list[Json]:
+    found = await asyncio.gather(*(client.list(kind, NAMESPACE, SELECTOR) for kind in KINDS))
+    return [item for items in found for item in items]
+
+
+async def until(what: str, look: Callable[[], Awaitable[bool]], seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not await look():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not within {seconds:.0f} s")
+        await asyncio.sleep(0.25)
+
+
+async def with_operator(client: Client, count: int) -> float:
+    """Seconds until every service has all its children and its status."""
+    began = time.monotonic()
+    await create_services(client, [f"s{number:03d}" for number in range(count)])
+
+    async def done() -> bool:
+        if await finished(client) < count:
+            return False
+        return len(await children(client)) >= count * CHILDREN
+
+    await until("all services done", done)
+    return time.monotonic() - began
+
+
+async def bare(client: Client, config: OperatorConfig, count: int) -> float:
+    """Seconds in which a client without an operator writes the same objects."""
+    began = time.monotonic()
+
+    async def one(number: int) -> None:
+        made = await client.create(service(f"s{number:03d}"))
+        planned = plan(Observation(made), config, datetime.now(UTC))
+        for item in planned.objects:
+            await client.apply(owned(item, made))
+        await client.apply(
+            {
+                **{key: made[key] for key in ("apiVersion", "kind")},
+                "metadata": {"name": made["metadata"]["name"], "namespace": NAMESPACE},
+                "status": planned.status,
+            },
+            sub="status",
+        )
+
+    await bounded(partial(one, number) for number in range(count))
+    return time.monotonic() - began
+
+
+async def empty(kube: Kube, client: Client) -> None:
+    """Deletes all services and waits until their children are collected."""
+    kube.kubectl("delete", "infsvc", "--all", "--wait=false")
+
+    async def gone() -> bool:
+        services = await client.list("InferenceService", NAMESPACE)
+        return not services and not await children(client)
+
+    await until("all children gone", gone)
+
+
+async def stream(client: Client, count: int, figures: Figures) -> None:
+    """A new service every fifth of a second; how long its children take, by the API's own clock
+    of arrival here: a poller asks for each service's children until all are there."""
+
+    async def follow(name: str) -> None:
+        began = time.monotonic()
+        await client.create(service(name))
+        selector = f"app.kubernetes.io/instance={name}"
+        first = 0.0
+        while True:
+            found = await asyncio.gather(
+                *(client.list(kind, NAMESPACE, selector) for kind in KINDS)
+            )
+            seen = sum(map(len, found))
+            first = first or (time.monotonic() - began if seen else 0.0)
+            if seen >= CHILDREN:
+                break
+            await asyncio.sleep(0.02)
+        figures.first_child.append(first)
+        figures.all_children.append(time.monotonic() - began)
+
+    tasks = []
+    for number in range(count):
+        tasks.append(asyncio.create_task(follow(f"t{number:03d}")))
+        await asyncio.sleep(1 / PER_SECOND)
+    await asyncio.gather(*tasks)
+
+
+def scrape(kube: Kube) -> dict[str, str]:
+    """The metrics of each operator pod, as text."""
+    system = Kube(kube.cluster, SYSTEM)
+    return {
+        pod["metadata"]["name"]: system.kubectl(
+            "get",
+            "--raw",
+            f"/api/v1/namespaces/{SYSTEM}/pods/{pod['metadata']['name']}:8080/proxy/metrics",
+        )
+        for pod in system.list("pods", "app.kubernetes.io/name=assay")
+    }
+
+
+def writes(text: str) -> tuple[float, float]:
+    """API writes that a metrics page counts: of everything but the Lease, and of the Lease."""
+    lease = other = 0.0
+    for line in re.findall(r"^assay_api_writes_total\{.*$", text, re.M):
+        value = float(line.rsplit(" ", 1)[1])
+        if 'kind="Lease"' in line:
+            lease += value
+        else:
+            other += value
+    return other, lease
+
+
+def memory(text: str) -> float:
+    """Resident bytes that a metrics page tells."""
+    return float(re.findall(r"^process_resident_memory_bytes (\S+)$", text, re.M)[0])
+
+
+def quiet(kube: Kube, client_versions: Callable[[], dict[str, str]], figures: Figures) -> None:
+    """One minute in which nothing happens: what is written all the same."""
+    time.sleep(5)
+    before, then = [writes(text) for text in scrape(kube).values()], client_versions()
+    time.sleep(QUIET_SECONDS)
+    pages = scrape(kube)
+    after = [writes(text) for text in pages.values()]
+    figures.quiet_writes = sum(item[0] for item in after) - sum(item[0] for item in before)
+    figures.lease_writes = sum(item[1] for item in after) - sum(item[1] for item in before)
+    now = client_versions()
+    figures.moved = sum(then.get(name) != value for name, value in now.items())
+    figures.memory = {name: memory(text) for name, text in pages.items()}
+
+
+def scale_operator(kube: Kube, replicas: int) -> None:
+    system = Kube(kube.cluster, SYSTEM)
+    system.kubectl("scale", "deployment/assay-operator", f"--replicas={replicas}")
+
+    def there() -> bool:
+        pods = system.list("pods", "app.kubernetes.io/name=assay")
+        ready = sum(
+            any(c["type"] == "Ready" and c["status"] == "True" for c in p["status"]["conditions"])
+            for p in pods
+        )
+        return len(pods) == ready == replicas
+
+    wait_for(f"{replicas} operators", there, 180)
+
+
+def object_versions(kube: Kube) -> dict[str, str]:
+    items = kube.list("infsvc,configmaps,services,deployments,pdb", "")
+    return {
+        f"{item['kind']}/{item['metadata']['name']}": item["metadata"]["resourceVersion"]
+        for item in items
+    }
+
+
+async def measure(assay: Assay, kube: Kube, count: int, rounds: int) -> Figures:
+    figures = Figures(count)
+    config = OperatorConfig.model_validate(assay.operator_config())
+    client = Client(await load_configuration(str(assay.cluster.kubeconfig), None))
+    try:
+        for turn in range(rounds):
+            scale_operator(kube, 0)
+            figures.floor.append(await bare(client, config, count))
+            await empty(kube, client)
+            scale_operator(kube, 2)
+            await asyncio.sleep(10)
+            figures.operator.append(await with_operator(client, count))
+            say(
+                f"round {turn + 1} of {rounds}: {count} services, bare client "
+                f"{figures.floor[-1]:.1f} s, operator {figures.operator[-1]:.1f} s"
+            )
+            if turn < rounds - 1:
+                await empty(kube, client)
+        say(f"one quiet minute with {count} services")
+        await asyncio.to_thread(quiet, kube, lambda: object_versions(kube), figures)
+        await empty(kube, client)
+        say(f"{PER_SECOND} services a second")
+        await stream(client, count, figures)
+        await empty(kube, client)
+    finally:
+        await client.close()
+    return figures
+
+
+def report(assay: Assay, figures: Figures) -> None:
+    ratio = statistics.median(figures.operator) / statistics.median(figures.floor)
+    p99 = quantile(figures.all_children, 0.99)
+    resident = max(figures.memory.values()) / 1e6
+    rows = [
+        Row(f"{figures.count} services at once, bare client", spread(figures.floor, "s")),
+        Row(f"{figures.count} services at once, operator", spread(figures.operator, "s")),
+        Row("ratio of the medians", f"{ratio:.2f}x", "at most 1.3x", ratio <= 1.3),
+        Row(
+            f"{PER_SECOND} a second: spec to first child, p50 / p99",
+            f"{quantile(figures.first_child, 0.5):.2f} s / "
+            f"{quantile(figures.first_child, 0.99):.2f} s",
+        ),
+        Row(
+            f"{PER_SECOND} a second: spec to last of {CHILDREN} children, p50 / p99",
+            f"{quantile(figures.all_children, 0.5):.2f} s / {p99:.2f} s",
+            "p99 below 1 s",
+            p99 < 1,
+        ),
+        Row(
+            "API writes in one quiet minute",
+            f"{figures.quiet_writes:.0f} ({figures.moved} objects moved)",
+            "0",
+            figures.quiet_writes == 0 and figures.moved == 0,
+        ),
+        Row(
+            f"memory of an operator pod, {figures.count} services",
+            f"{resident:.0f} MB",
+            "below 150 MB",
+            resident < 150,
+        ),
+    ]
+    notes = [
+        f"Each service has {CHILDREN} children and no pod (`replicas: 0`).",
+        "API server, etcd, controllers, both operator replicas and the client share the cores.",
+        f"The Lease is renewed beside this: {figures.lease_writes:.0f} writes in that minute.",
+        "Latencies are polled every 20 ms by the same machine, and so are upper bounds.",
+    ]
+    about = versions(assay.cluster, assay.environment)
+    write("scale", "Many InferenceServices", rows, notes=notes, about=about, raw=vars(figures))
+
+
+def run(assay: Assay, count: int = 200, rounds: int = 3) -> None:
+    """Measures and writes the table."""
+    kubectl = assay.cluster.kubectl
+    kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=300s")
+    kubectl("create", "namespace", NAMESPACE)
+    kube = Kube(assay.cluster, NAMESPACE)
+    try:
+        figures = asyncio.run(measure(assay, kube, count, rounds))
+        print(json.dumps({"floor": figures.floor, "operator": figures.operator}))
+        report(assay, figures)
+    finally:
+        scale_operator(kube, 2)
+        kubectl("delete", "namespace", NAMESPACE, "--timeout=300s")
