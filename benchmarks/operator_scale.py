@@ -47,6 +47,7 @@ class Figures:
     lease_writes: float = 0.0
     moved: int = 0
     memory: dict[str, float] = field(default_factory=dict)
+    cpu: list[list[float]] = field(default_factory=list)
 
 
 async def bounded(work: Iterable[Callable[[], Awaitable[object]]]) -> None:
@@ -189,9 +190,15 @@ def writes(text: str) -> tuple[float, float]:
     return other, lease
 
 
-def memory(text: str) -> float:
-    """Resident bytes that a metrics page tells."""
-    return float(re.findall(r"^process_resident_memory_bytes (\S+)$", text, re.M)[0])
+def process(text: str, figure: str) -> float:
+    """A figure that a metrics page tells of its process, such as resident_memory_bytes."""
+    return float(re.findall(rf"^process_{figure} (\S+)$", text, re.M)[0])
+
+
+def cpu(kube: Kube) -> list[float]:
+    """CPU seconds that each operator pod has used, the busiest first."""
+    pages = scrape(kube).values()
+    return sorted((process(text, "cpu_seconds_total") for text in pages), reverse=True)
 
 
 def quiet(kube: Kube, client_versions: Callable[[], dict[str, str]], figures: Figures) -> None:
@@ -205,7 +212,7 @@ def quiet(kube: Kube, client_versions: Callable[[], dict[str, str]], figures: Fi
     figures.lease_writes = sum(item[1] for item in after) - sum(item[1] for item in before)
     now = client_versions()
     figures.moved = sum(then.get(name) != value for name, value in now.items())
-    figures.memory = {name: memory(text) for name, text in pages.items()}
+    figures.memory = {name: process(text, "resident_memory_bytes") for name, text in pages.items()}
 
 
 def scale_operator(kube: Kube, replicas: int) -> None:
@@ -242,7 +249,10 @@ async def measure(assay: Assay, kube: Kube, count: int, rounds: int) -> Figures:
             await empty(kube, client)
             scale_operator(kube, 2)
             await asyncio.sleep(10)
+            before = await asyncio.to_thread(cpu, kube)
             figures.operator.append(await with_operator(client, count))
+            after = await asyncio.to_thread(cpu, kube)
+            figures.cpu.append([b - a for a, b in zip(before, after, strict=True)])
             say(
                 f"round {turn + 1} of {rounds}: {count} services, bare client "
                 f"{figures.floor[-1]:.1f} s, operator {figures.operator[-1]:.1f} s"
@@ -296,6 +306,9 @@ def report(assay: Assay, figures: Figures) -> None:
         f"Each service has {CHILDREN} children and no pod (`replicas: 0`).",
         "API server, etcd, controllers, both operator replicas and the client share the cores.",
         f"The Lease is renewed beside this: {figures.lease_writes:.0f} writes in that minute.",
+        "CPU of the two replicas while they brought all services up: "
+        + ", ".join(f"{a:.1f} and {b:.1f} s" for a, b in figures.cpu)
+        + ".",
         "Latencies are polled every 20 ms by the same machine, and so are upper bounds.",
     ]
     about = versions(assay.cluster, assay.environment)
