@@ -104,7 +104,7 @@ class Operator:
         self._actors = Actors(self._reconciler, self._reconciler.complain)
         self._view.wake = self._actors.wake
         self._last_seen: dict[str, float] = {}
-        self._synced = asyncio.Event()
+        self._standing = self._watching = self._synced = False
         self._election = self._candidate() if options.election else None
 
     async def run(self) -> int:
@@ -136,19 +136,42 @@ class Operator:
             await self._lease_client.close()
 
     async def _served(self, stop: asyncio.Event) -> None:
-        """Watches and works; returns when leadership is lost, raises what fails."""
+        """Stands by until this process leads, then works; returns when leadership is lost.
+
+        A standby watches nothing: its watches would cost as much as the leader's, and a first list
+        takes less time than the Lease of a dead leader takes to run out.
+        """
         await self._wait_for_api()
+        self._standing = True
+        elected = asyncio.Event()
+        lead, chosen = _job(self._lead(elected)), _job(elected.wait())
+        try:
+            await asyncio.wait((lead, chosen), return_when=asyncio.FIRST_COMPLETED)
+            if chosen.done():
+                await self._work(stop, lead)
+            else:
+                lead.result()
+        finally:
+            for job in (lead, chosen):
+                job.cancel()
+            await asyncio.wait((lead, chosen))
+
+    async def _work(self, stop: asyncio.Event, lead: asyncio.Task[None]) -> None:
+        """Watches and acts until leadership, a watch or the audit ends; raises what fails."""
+        telemetry.LEADER.set(1)
+        self._heartbeat.begin()
+        self._watching = True
         tasks = await watching.start(
             watching.registry(self._seen, self._log_in, self._options.election),
             watching.settings(self._options.lease_name),
             self._options.namespaces,
         )
         _on_signals(stop)
-        lead, audit = _job(self._lead()), _job(self._audit.run())
+        act, audit = _job(self._act()), _job(self._audit.run())
         watch = _job(watching.run(tasks, asyncio.all_tasks() - set(tasks)))
-        jobs = (watch, lead, audit)
+        jobs = (watch, act, audit)
         try:
-            done, _ = await asyncio.wait(jobs, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait((*jobs, lead), return_when=asyncio.FIRST_COMPLETED)
             for job in done:
                 job.result()
         finally:
@@ -156,24 +179,25 @@ class Operator:
                 job.cancel()
             await asyncio.wait(jobs)
 
-    async def _lead(self) -> None:
-        """Fills the view, then stands for election; returns when leadership is lost."""
-        while not self._synced.is_set():
+    async def _lead(self, elected: asyncio.Event) -> None:
+        """Stands for election, says when it is won, and returns when leadership is lost."""
+        if self._election is None:
+            elected.set()
+            await asyncio.Event().wait()
+        else:
+            await self._election.run(elected.set)
+
+    async def _act(self) -> None:
+        """Fills the view, then lets the actors work."""
+        while not self._synced:
             try:
                 await self._audit.sync()
-                self._synced.set()
+                self._synced = True
             except ApiError as error:
                 log.warning("the first list failed and is repeated: %s", error)
                 await asyncio.sleep(RETRY_SECONDS)
-        if self._election is None:
-            self._elected()
-            await asyncio.Event().wait()
-        else:
-            await self._election.run(self._elected)
-
-    def _elected(self) -> None:
-        telemetry.LEADER.set(1)
         self._actors.start(self._view.owners())
+        await asyncio.Event().wait()
 
     async def _wait_for_api(self) -> None:
         """Until the API server answers and knows our custom resources.
@@ -215,10 +239,12 @@ class Operator:
         return await load_configuration(self._options.kubeconfig, self._options.context)
 
     def _alive(self) -> list[str]:
-        return health.sick(self._heartbeat, self._audit.dead)
+        return health.sick(self._heartbeat, self._audit.dead) if self._watching else []
 
     def _ready(self) -> list[str]:
-        return [] if self._synced.is_set() else ["the first list of everything is not complete"]
+        if self._watching:
+            return [] if self._synced else ["the first list of everything is not complete"]
+        return [] if self._standing else ["the API server does not answer, or knows no CRD of ours"]
 
     def _refresh(self) -> None:
         now = time.monotonic()

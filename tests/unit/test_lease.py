@@ -64,6 +64,16 @@ class TestHeartbeat:
             beat.answered(f"{second:03}", second)
         assert beat.silence() == 38
 
+    def test_a_standby_that_begins_to_watch_is_owed_nothing_of_before(self) -> None:
+        beat = Heartbeat()
+        for second in range(0, 60, 2):
+            beat.answered(f"{second:03}", second)
+        beat.begin()
+        assert beat.silence() == 0
+        beat.answered("060", 60)
+        beat.answered("070", 70)
+        assert beat.silence() == 10, "from then on it is"
+
     def test_an_outage_of_the_api_server_is_no_silence_of_the_watch(self) -> None:
         beat = Heartbeat()
         beat.answered("000", 0)

@@ -72,6 +72,10 @@ class Heartbeat:
     _echoed: str = ""
     _answered: tuple[str, float] | None = None
 
+    def begin(self) -> None:
+        """The watch starts now: renewals of before were never to arrive through it."""
+        self._waiting = None
+
     def answered(self, renew_time: str, now: float) -> None:
         """A direct answer of the API server at `now` (monotonic seconds) told of a renewal."""
         if self._answered and now - self._answered[1] > _OUTAGE_SECONDS:
