@@ -11,7 +11,7 @@ import statistics
 from dataclasses import dataclass
 
 from benchmarks.common import Json, Row, say, spread, versions, write
-from tests.assay import Assay, models_claim
+from tests.assay import ENGINE_MOUNT, Assay, models_claim
 from tests.cluster.processes import Processes
 from tests.cluster.settings import Cache
 from tests.cluster.steps import StepRun
@@ -25,6 +25,14 @@ PROMPTS = 320
 LENGTH = 64
 GOAL = 0.95
 OUT = "/tmp/bench.jsonl"
+STUBS = "/tmp/stubs"
+# The bench client imports Hugging Face's datasets for sources that are not used here; the engine's
+# environment has no such package.
+_STUB = """
+from pathlib import Path
+Path("/tmp/stubs").mkdir(exist_ok=True)
+Path("/tmp/stubs/datasets.py").write_text("load_dataset = None\\n")
+"""
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,7 @@ def bench_pod(assay: Assay) -> Json:
             {"name": "SGLANG_USE_CPU_ENGINE", "value": "1"},
             {"name": "HF_HUB_OFFLINE", "value": "1"},
             {"name": "OMP_NUM_THREADS", "value": "1"},
+            {"name": "PYTHONPATH", "value": f"{STUBS}:{ENGINE_MOUNT}"},
         ],
         "volumeMounts": [*mounts, {"name": "models", "mountPath": "/models", "readOnly": True}],
     }
@@ -77,7 +86,7 @@ def one_run(kube: Kube, target: Target, engine: str, seed: int, prompts: int) ->
     kube.kubectl("exec", POD, "--", "rm", "-f", OUT)
     kube.kubectl(
         *("exec", POD, "--", "python3", "-m", "sglang.benchmark.serving"),
-        *("--backend", "sglang-oai", "--base-url", target.url, "--model", SERVICE),
+        *("--backend", "sglang-oai-chat", "--base-url", target.url, "--model", SERVICE),
         *("--tokenizer", "/models/tiny", "--dataset-name", "random-ids"),
         *("--random-input-len", str(LENGTH), "--random-output-len", str(LENGTH)),
         *("--random-range-ratio", "1.0", "--num-prompts", str(prompts)),
@@ -92,6 +101,7 @@ def one_run(kube: Kube, target: Target, engine: str, seed: int, prompts: int) ->
 
 def measure(kube: Kube, rounds: int, prompts: int) -> dict[str, list[Json]]:
     """Runs by turns: engine, router, engine, ..."""
+    kube.kubectl("exec", POD, "--", "python3", "-c", _STUB)
     pods = kube.list("pods", "app.kubernetes.io/component=engine")
     engine = f"http://{pods[0]['status']['podIP']}:30000"
     routed = f"http://{SERVICE}.{kube.namespace}.svc"
@@ -138,7 +148,7 @@ def report(assay: Assay, figures: dict[str, list[Json]], prompts: int) -> None:
     ]
     notes = [
         f"{prompts} prompts of {LENGTH} random tokens, {LENGTH} tokens out, concurrency "
-        f"{CONCURRENCY}, `python -m sglang.benchmark.serving --backend sglang-oai`.",
+        f"{CONCURRENCY}, `python -m sglang.benchmark.serving --backend sglang-oai-chat`.",
         "A model of 2.8 M parameters on CPU; client, router and engine share the cores, so the "
         "router's own CPU time is taken from the engine's. On a GPU it would not be.",
     ]
