@@ -71,6 +71,11 @@ async def sglang(server: Server, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     await reach.close()
 
 
+async def settle(sglang: SGLang) -> None:
+    """Until no look for life is under way."""
+    await asyncio.gather(*(life.look for life in sglang._lives.values() if life.look))
+
+
 class Forever(PodReach):
     """Never answers the look for life."""
 
@@ -129,7 +134,7 @@ class TestEngines:
 
         async def look() -> Probe:
             probe = await sglang.probe(pod())
-            await asyncio.gather(*sglang._looks.values())
+            await settle(sglang)
             return probe
 
         server.answers["/health_generate"] = web.Response(status=503)
@@ -140,6 +145,19 @@ class TestEngines:
         server.answers["/health_generate"] = web.Response()
         await look()
         assert (await look()).generated
+
+    async def test_silence_of_before_a_restart_is_not_held_against_the_engine(
+        self, sglang: SGLang, server: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "LIVING_INTERVAL", 0.0)
+        server.answers["/health_generate"] = web.Response(status=503)
+        for _ in range(4):
+            await sglang.probe(pod())
+            await settle(sglang)
+        assert not (await sglang.probe(pod())).generated
+        monkeypatch.setattr(module, "LIVING_INTERVAL", 60.0)
+        assert (await sglang.probe(pod(restarts=1))).generated, "it has just made a token"
+        assert (await sglang.probe(pod(restarts=1))).generated, "and nothing was asked since"
 
     async def test_a_look_for_life_delays_nobody(
         self, sglang: SGLang, server: Server, monkeypatch: pytest.MonkeyPatch

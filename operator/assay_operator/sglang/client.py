@@ -143,15 +143,33 @@ _LIVING = Question(ENGINE_PORT, "/health_generate", LIVING_SECONDS)
 _WORKERS = Question(ROUTER_PORT, "/workers")
 
 
+@dataclass
+class Life:
+    """What is known of one engine since it made its first token; a new start is a new life.
+
+    Attributes:
+        running: restarts of its container and version of its weights, by which a life is told.
+        silent: looks in a row that brought no token.
+        looked: when the last look began, in monotonic seconds.
+        look: the look that is under way.
+    """
+
+    running: tuple[int, str]
+    silent: int = 0
+    looked: float = -math.inf
+    look: asyncio.Task[None] | None = None
+
+    def end(self) -> None:
+        if self.look:
+            self.look.cancel()
+
+
 class SGLang:
     """Probes engines and lists what routers know. A generation that succeeded is remembered."""
 
     def __init__(self, reach: Reach) -> None:
         self._reach = reach
-        self._generated: dict[str, tuple[int, str]] = {}
-        self._silent: dict[str, int] = {}
-        self._looked: dict[str, float] = {}
-        self._looks: dict[str, asyncio.Task[None]] = {}
+        self._lives: dict[str, Life] = {}
 
     async def probes(self, engines: Iterable[Json]) -> dict[str, Probe]:
         """What each engine answers, by the uid of its pod; all are asked at once."""
@@ -178,38 +196,39 @@ class SGLang:
                 return Probe(error="/model_info: there is no weight_version in the answer")
         except ProbeError as error:
             return Probe(error=str(error))
-        uid, now_running = engine["metadata"]["uid"], (_restarts(engine), version)
-        if self._generated.get(uid) == now_running:
-            return self._living(engine, version)
+        uid, running = engine["metadata"]["uid"], (_restarts(engine), version)
+        life = self._lives.get(uid)
+        if life and life.running == running:
+            return self._living(engine, life)
         try:
             answer = await self._reach.ask(engine, _GENERATION)
             if not isinstance(answer, dict) or "meta_info" not in answer:
                 return Probe(version, error="/generate: there is no meta_info in the answer")
         except ProbeError as error:
             return Probe(version, error=str(error))
-        self._generated[uid] = now_running
+        self.forget(uid)
+        self._lives[uid] = Life(running)
         return Probe(version, generated=True)
 
-    def _living(self, engine: Json, version: str) -> Probe:
+    def _living(self, engine: Json, life: Life) -> Probe:
         """What the last look for life said. The next one goes on beside: it may take long, and
         nobody else's replica shall wait for it."""
-        uid, now = engine["metadata"]["uid"], time.monotonic()
-        if uid not in self._looks and now - self._looked.get(uid, -math.inf) >= LIVING_INTERVAL:
-            self._looked[uid] = now
-            self._looks[uid] = asyncio.create_task(self._look(engine))
-        if self._silent.get(uid, 0) >= HANGING_AFTER:
+        now, version = time.monotonic(), life.running[1]
+        if life.look is None and now - life.looked >= LIVING_INTERVAL:
+            life.looked = now
+            life.look = asyncio.create_task(self._look(engine, life))
+        if life.silent >= HANGING_AFTER:
             return Probe(version, error=f"{_LIVING.path}: its scheduler produces no token")
         return Probe(version, generated=True)
 
-    async def _look(self, engine: Json) -> None:
-        uid = engine["metadata"]["uid"]
+    async def _look(self, engine: Json, life: Life) -> None:
         try:
             await self._reach.ask(engine, _LIVING)
-            self._silent.pop(uid, None)
+            life.silent = 0
         except ProbeError:
-            self._silent[uid] = self._silent.get(uid, 0) + 1
+            life.silent += 1
         finally:
-            self._looks.pop(uid, None)
+            life.look = None
 
     async def listing(self, router: Json) -> frozenset[str] | None:
         """The URLs of the workers that a router finds healthy, None where it does not answer."""
@@ -222,12 +241,9 @@ class SGLang:
             return None
 
     def forget(self, pod_uid: str) -> None:
-        """A pod is gone."""
-        self._generated.pop(pod_uid, None)
-        self._silent.pop(pod_uid, None)
-        self._looked.pop(pod_uid, None)
-        if look := self._looks.pop(pod_uid, None):
-            look.cancel()
+        """A pod, or the life that its engine had, is gone."""
+        if life := self._lives.pop(pod_uid, None):
+            life.end()
 
 
 def _restarts(pod: Json) -> int:
