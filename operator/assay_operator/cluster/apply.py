@@ -200,7 +200,7 @@ class Applier:
             metadata = desired["metadata"]
             there = await self._client.get(desired["kind"], metadata["namespace"], metadata["name"])
             if belongs_to(there, uid):
-                return await self._client.apply(desired)
+                return await self._put_right(desired)
             raise ApiError(
                 422,
                 "Taken",

@@ -95,16 +95,16 @@ def first_failure(failures: Iterable[Failure | None]) -> Failure | None:
 
 def deployment_failure(deployment: Json) -> Failure | None:
     """Why a Deployment cannot even create pods: quota, admission, an invalid template."""
-    for condition in deployment.get("status", {}).get("conditions") or []:
-        if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
-            return Failure(
-                f"deployment/{deployment['metadata']['name']}",
-                "PodsRejected",
-                f"The API server refuses the pods: {_short(condition.get('message', ''))}. "
-                "Raise the namespace's quota or Pod Security level, or change spec.template.",
-                fatal=True,
-            )
-    return None
+    condition = condition_of(deployment, "ReplicaFailure")
+    if not condition or condition["status"] != "True":
+        return None
+    return Failure(
+        f"deployment/{deployment['metadata']['name']}",
+        "PodsRejected",
+        f"The API server refuses the pods: {_short(condition.get('message', ''))}. "
+        "Raise the namespace's quota or Pod Security level, or change spec.template.",
+        fatal=True,
+    )
 
 
 def _where(pod: Json) -> str:

@@ -94,16 +94,16 @@ class Source:
 def parse_source(source: str) -> Source:
     """Parses `pvc://CLAIM/PATH` and `oci://IMAGE`, which the CRD's rules have checked."""
     scheme, _, rest = source.partition("://")
-    fingerprint = hashlib.sha256(source.encode()).hexdigest()[:8]
+    mark = fingerprint(source)[:8]
     if scheme == "oci":
         image = rest.rsplit("/", 1)[-1]
         _, _, digest = rest.partition("@sha256:")
-        version = f"sha256:{digest[:12]}" if digest else f"{image}-{fingerprint}"
+        version = f"sha256:{digest[:12]}" if digest else f"{image}-{mark}"
         return Source({"image": {"reference": rest}}, MODEL_MOUNT, version)
     claim, _, path = rest.partition("/")
     leaf = path.rstrip("/").rsplit("/", 1)[-1] or claim
     folder = f"{MODEL_MOUNT}/{path}".rstrip("/")
-    return Source({"persistentVolumeClaim": {"claimName": claim}}, folder, f"{leaf}-{fingerprint}")
+    return Source({"persistentVolumeClaim": {"claimName": claim}}, folder, f"{leaf}-{mark}")
 
 
 def workers_document(urls: Iterable[str]) -> str:
@@ -121,7 +121,7 @@ def desired(
     spec: InferenceServiceSpec,
     profile: EngineProfile,
     config: OperatorConfig,
-    members: Iterable[str],
+    workers: str,
 ) -> tuple[Json, ...]:
     """All children of one service, in the order in which they are to be applied.
 
@@ -130,7 +130,7 @@ def desired(
         spec: what the user wants.
         profile: the resolved engine profile.
         config: the administrator's defaults.
-        members: URLs of the engines that the router shall send requests to.
+        workers: the router's list of workers, as `workers_document` writes it.
     """
     source = parse_source(spec.model.source)
     return (
@@ -140,9 +140,7 @@ def desired(
             "engine",
             {"pointer.json": json.dumps({"path": source.path, "version": source.version})},
         ),
-        _config_map(
-            identity, identity.workers, "router", {WORKERS_FILE: workers_document(members)}
-        ),
+        _config_map(identity, identity.workers, "router", {WORKERS_FILE: workers}),
         _deployment(
             identity,
             identity.engine,

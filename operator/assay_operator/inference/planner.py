@@ -71,7 +71,7 @@ def membership(observation: Observation, identity: Identity, now: datetime) -> M
             continue
         uid = pod["metadata"]["uid"]
         probe = observation.probes.get(uid)
-        wanted = (pod["metadata"].get("annotations") or {}).get(VERSION_ANNOTATION)
+        wanted = _annotation(pod, VERSION_ANNOTATION)
         if probe and probe.generated and probe.version == wanted:
             members[uid] = url
         elif (probe is None or probe.version is None) and url in listed:
@@ -145,7 +145,7 @@ def plan(observation: Observation, config: OperatorConfig, now: datetime) -> Pla
     )
     status = report.status(observation, facts, now)
     return Plan(
-        objects=desired(identity, spec, profile, config, group.members.values()),
+        objects=desired(identity, spec, profile, config, document),
         status=status,
         events=report.events(observation.service.get("status") or {}, status),
         actions=_nudges(observation, fingerprint(document)),

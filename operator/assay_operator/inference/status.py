@@ -111,7 +111,7 @@ def _assemble(
 ) -> Json:
     old = observation.service.get("status") or {}
     generation = observation.service["metadata"].get("generation", 0)
-    previous = {item["type"]: item for item in old.get("conditions") or []}
+    previous = _by_type(old)
     complete = {
         "observedGeneration": generation,
         **fields,
