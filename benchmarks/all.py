@@ -9,14 +9,13 @@ Environment: ASSAY_CLUSTER (default assay-test) names the cluster; with KEEP=1 i
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 
 from benchmarks import failover, operator_scale, routing
 from benchmarks.common import say
-from tests.assay import Assay
-from tests.cluster import Cache, Cluster, ClusterError, down, up
+from tests.assay import Assay, on_a_cluster
+from tests.cluster import ClusterError
 
 BENCHMARKS: dict[str, Callable[[Assay], None]] = {
     "routing": routing.run,
@@ -35,20 +34,14 @@ def main() -> int:
     names = parser.parse_args().names or list(BENCHMARKS)
     if unknown := set(names) - set(BENCHMARKS):
         parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
-    name = os.environ.get("ASSAY_CLUSTER", "assay-test")
-    cache = Cache.default()
-    assay = Assay(Cluster.named(name, cache), cache)
     try:
-        up(name, extra_steps=assay.steps())
-        for number, each in enumerate(names, 1):
-            say(f"benchmark {number} of {len(names)}: {each}")
-            BENCHMARKS[each](assay)
+        with on_a_cluster() as assay:
+            for number, each in enumerate(names, 1):
+                say(f"benchmark {number} of {len(names)}: {each}")
+                BENCHMARKS[each](assay)
     except ClusterError as error:
         print(error, file=sys.stderr)
         return 1
-    finally:
-        if os.environ.get("KEEP") != "1":
-            print("\n".join(down(name, stop_engine=True)), flush=True)
     return 0
 
 

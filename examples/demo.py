@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -23,6 +22,7 @@ from tests.cluster import Cluster, down, up
 from tests.cluster.errors import ClusterError
 from tests.cluster.settings import Cache
 from tests.cluster.steps import Step, StepRun
+from tests.kube import Kube
 
 EXAMPLES = Path(__file__).parent
 EXAMPLE = EXAMPLES / "inference-service.yaml"
@@ -38,9 +38,10 @@ console = Console()
 def serve(cluster: Cluster, run: StepRun) -> None:
     """Applies the example and waits until a replica answers."""
     cluster.kubectl("-n", NAMESPACE, "apply", "-f", str(EXAMPLE))
+    kube = Kube(cluster, NAMESPACE)
     deadline = time.monotonic() + READY_SECONDS
     while True:
-        ready = condition(cluster)
+        ready = kube.condition(SERVICE)
         run.note(f"{ready.get('reason', 'waiting')}: {ready.get('message', '')}"[:70])
         if ready.get("status") == "True":
             return
@@ -49,14 +50,6 @@ def serve(cluster: Cluster, run: StepRun) -> None:
             run.log(told)
             raise ClusterError(f"{SERVICE} is not ready after {READY_SECONDS} s")
         time.sleep(1)
-
-
-def condition(cluster: Cluster) -> dict[str, Any]:
-    """The example's condition Ready, empty before there is one."""
-    text = cluster.kubectl("-n", NAMESPACE, "get", "infsvc", SERVICE, "-o", "json").stdout
-    status = json.loads(text).get("status") or {}
-    found: list[dict[str, Any]] = status.get("conditions") or []
-    return next((item for item in found if item["type"] == "Ready"), {})
 
 
 def chat(cluster: Cluster, image: str) -> None:

@@ -11,35 +11,27 @@ import os
 import subprocess
 import sys
 
-from tests.assay import Assay
-from tests.cluster import Cluster, down, up
+from tests.assay import on_a_cluster
 from tests.cluster.errors import ClusterError
-from tests.cluster.settings import REPOSITORY, Cache
+from tests.cluster.settings import REPOSITORY
 
 FOLDERS = ("tests/engine", "tests/integration", "tests/e2e")
 
 
 def main(arguments: list[str]) -> int:
     """Returns pytest's exit code, or 1 where the cluster could not be had."""
-    name = os.environ.get("ASSAY_CLUSTER", "assay-test")
-    cache = Cache.default()
-    cluster = Cluster.named(name, cache)
-    assay = Assay(cluster, cache)
     try:
-        up(name, extra_steps=assay.steps())
-        environment = {
-            **os.environ,
-            "ASSAY_CLUSTER": name,
-            "ASSAY_ENGINE_ENV": str(assay.environment),
-        }
-        command = [sys.executable, "-m", "pytest", *(arguments or FOLDERS)]
-        return subprocess.run(command, cwd=REPOSITORY, env=environment, check=False).returncode
+        with on_a_cluster() as assay:
+            environment = {
+                **os.environ,
+                "ASSAY_CLUSTER": assay.cluster.name,
+                "ASSAY_ENGINE_ENV": str(assay.environment),
+            }
+            command = [sys.executable, "-m", "pytest", *(arguments or FOLDERS)]
+            return subprocess.run(command, cwd=REPOSITORY, env=environment, check=False).returncode
     except ClusterError as error:
         print(error, file=sys.stderr)
         return 1
-    finally:
-        if os.environ.get("KEEP") != "1":
-            print("\n".join(down(name, stop_engine=True)), flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +22,7 @@ import yaml
 
 from tests.cluster.cluster import Cluster
 from tests.cluster.images import Images
+from tests.cluster.lifecycle import down, up
 from tests.cluster.plan import BASE, CLUSTER
 from tests.cluster.settings import REPOSITORY, SHARE_MOUNT, Cache
 from tests.cluster.steps import Step, StepRun
@@ -32,6 +36,7 @@ SYSTEM = "assay-system"
 RELEASE = "assay"
 ENGINE_MOUNT = "/opt/assay/engine"
 MODEL_SEED = 7
+DEFAULT_TEST_CLUSTER = "assay-test"
 IMAGES = ("operator", "engine-cpu")
 
 Json = dict[str, Any]
@@ -218,6 +223,27 @@ class Assay:
         path = folder / "operator-config.yaml"
         path.write_text(json.dumps(self.operator_config()))
         return path
+
+
+@contextmanager
+def on_a_cluster() -> Iterator[Assay]:
+    """Assay on a test cluster for the time of a `with` block.
+
+    Environment: ASSAY_CLUSTER (default assay-test) names the cluster; with KEEP=1 it is left
+    running.
+
+    Raises:
+        ClusterError: the cluster cannot be had.
+    """
+    name = os.environ.get("ASSAY_CLUSTER", DEFAULT_TEST_CLUSTER)
+    cache = Cache.default()
+    assay = Assay(Cluster.named(name, cache), cache)
+    try:
+        up(name, extra_steps=assay.steps())
+        yield assay
+    finally:
+        if os.environ.get("KEEP") != "1":
+            print("\n".join(down(name, stop_engine=True)), flush=True)
 
 
 def models_claim() -> Json:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.assay import Assay
+from tests.assay import DEFAULT_TEST_CLUSTER, Assay
 from tests.cluster import Cluster
 from tests.cluster.processes import Processes
 from tests.cluster.settings import Cache
@@ -23,7 +23,7 @@ NAMESPACE = "assay-tests"
 def assay() -> Assay:
     """Assay on the cluster that ASSAY_CLUSTER names, which `python -m tests.all` brings up."""
     cache = Cache.default()
-    cluster = Cluster.named(os.environ.get("ASSAY_CLUSTER", "assay-test"), cache)
+    cluster = Cluster.named(os.environ.get("ASSAY_CLUSTER", DEFAULT_TEST_CLUSTER), cache)
     problem = cluster.problem()
     if problem:
         pytest.fail(f"cluster {cluster.name}: {problem}. Run `make test` or `python -m tests.all`.")

@@ -14,6 +14,9 @@ import yaml
 from tests.cluster import Cluster
 
 Json = dict[str, Any]
+PLANNED = 7
+"""Children that the operator writes for each service: two ConfigMaps, Deployments and
+PodDisruptionBudgets, and a Service."""
 T = TypeVar("T")
 
 
@@ -130,6 +133,20 @@ class Kube:
             f"app.kubernetes.io/instance={name}",
         )
         return {f"{item['kind']}/{item['metadata']['name']}" for item in found}
+
+    def planned(self, name: str) -> set[str]:
+        """kind/name of the children that the operator itself writes."""
+        written = ("ConfigMap", "Deployment", "PodDisruptionBudget", "Service")
+        return {child for child in self.children(name) if child.partition("/")[0] in written}
+
+    def wait_planned(self, name: str, seconds: float = 60) -> None:
+        """Until the operator has written every child of a service."""
+        wait_for(
+            f"{PLANNED} children of {name}",
+            lambda: len(self.planned(name)) == PLANNED,
+            seconds,
+            every=0.1,
+        )
 
     @contextmanager
     def service(self, name: str, spec: Json) -> Iterator[str]:

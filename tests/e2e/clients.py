@@ -85,6 +85,15 @@ def kill_process(kube: Kube, pod: str, container: str, signal: str) -> None:
     kube.cluster.docker("exec", node, "kill", f"-{signal}", *processes)
 
 
+def kill_router(kube: Kube, name: str) -> None:
+    """SIGKILL to a service's router; returns once it answers again, workers and all."""
+    routers = kube.list(
+        "pods", f"app.kubernetes.io/instance={name},app.kubernetes.io/component=router"
+    )
+    kill_process(kube, routers[0]["metadata"]["name"], "router", "KILL")
+    wait_for("an answer", lambda: "time to first token" in chat(kube, name, "x", check=False), 60)
+
+
 class Load:
     """Requests in a loop from the client pod for the time of a `with` block."""
 

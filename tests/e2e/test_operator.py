@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.clients import chat, kill_process
+from tests.cluster.cluster import is_ready
+from tests.e2e.clients import chat, kill_process, kill_router
 from tests.kube import Json, Kube, infsvc, wait_for
 
 SYSTEM = "assay-system"
@@ -44,7 +45,7 @@ def make(kube: Kube, name: str) -> float:
     """Seconds from a new service's apply to its last child."""
     began = time.monotonic()
     kube.apply(infsvc(name, {"replicas": 0}))
-    wait_for("children", lambda: len(kube.children(name)) >= 7, 60, every=0.1)
+    kube.wait_planned(name)
     return time.monotonic() - began
 
 
@@ -53,16 +54,7 @@ def operators(kube: Kube) -> Iterator[Kube]:
     """Two ready replicas before, and again after."""
 
     def two() -> bool:
-        return (
-            sum(
-                any(
-                    c["type"] == "Ready" and c["status"] == "True"
-                    for c in p["status"]["conditions"]
-                )
-                for p in system(kube).list("pods", OPERATOR)
-            )
-            == 2
-        )
+        return sum(map(is_ready, system(kube).list("pods", OPERATOR))) == 2
 
     wait_for("two operators", two, 120)
     yield system(kube)
@@ -94,7 +86,7 @@ def test_a_leader_that_is_asked_to_go_hands_over_at_once(kube: Kube, operators: 
 
 def test_in_a_quiet_time_nothing_is_written(kube: Kube, operators: Kube) -> None:
     with kube.service("quiet", {"replicas": 0}):
-        wait_for("children", lambda: len(kube.children("quiet")) >= 7, 30)
+        kube.wait_planned("quiet", 30)
         time.sleep(3)
         before = versions(kube, "quiet")
         time.sleep(40)
@@ -145,15 +137,7 @@ def test_without_an_operator_the_model_goes_on_serving(
         kube.wait_ready("steady")
         with no_operators(kube):
             assert "time to first token" in chat(kube, "steady", "hello")
-            pods = kube.list(
-                "pods", "app.kubernetes.io/instance=steady,app.kubernetes.io/component=router"
-            )
-            kill_process(kube, pods[0]["metadata"]["name"], "router", "KILL")
-            wait_for(
-                "an answer",
-                lambda: "time to first token" in chat(kube, "steady", "x", check=False),
-                60,
-            )
+            kill_router(kube, "steady")
         operators.kubectl("scale", "deployment/assay-operator", "--replicas=2")
 
 
@@ -169,7 +153,7 @@ def test_an_operator_killed_at_any_moment_of_a_start_converges(
                 process.send_signal(signal.SIGKILL)
         with own_operator(kube, operator_config):
             service = kube.wait_ready("battered")
-            assert len(kube.children("battered")) >= 7
+            kube.wait_planned("battered", 1)
             assert service["status"]["readyReplicas"] == 1
             assert "time to first token" in chat(kube, "battered", "hello")
             once = [event["reason"] for event in kube.events("battered")]

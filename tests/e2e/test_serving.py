@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests.assay import Assay
-from tests.e2e.clients import Load, chat, kill_process, run_in_pod
+from tests.e2e.clients import Load, chat, kill_process, kill_router, run_in_pod
 from tests.kube import Json, Kube, infsvc, wait_for
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "inference-service.yaml"
@@ -117,15 +117,7 @@ def test_an_engine_that_hangs_is_noticed_and_restarted(solver: Kube) -> None:
 
 
 def test_a_router_that_is_killed_comes_back_with_its_workers(solver: Kube) -> None:
-    pods = solver.list(
-        "pods", "app.kubernetes.io/instance=solver,app.kubernetes.io/component=router"
-    )
-    kill_process(solver, pods[0]["metadata"]["name"], "router", "KILL")
-    wait_for(
-        "an answer",
-        lambda: "time to first token" in chat(solver, "solver", "hello", check=False),
-        60,
-    )
+    kill_router(solver, "solver")
 
 
 def test_drift_is_put_right(solver: Kube) -> None:
@@ -157,7 +149,7 @@ def test_zero_replicas_stops_and_one_starts_again(solver: Kube) -> None:
 
 def test_deleting_the_service_leaves_no_child(kube: Kube, model: str) -> None:
     with kube.service("passing", {"replicas": 0}):
-        wait_for("children", lambda: len(kube.children("passing")) >= 7, 30)
+        kube.wait_planned("passing", 30)
     assert kube.children("passing") == set()
 
 
@@ -190,8 +182,8 @@ def test_the_plan_command_shows_what_is_applied(kube: Kube) -> None:
     offline = {f"{item['kind']}/{item['metadata']['name']}" for item in yaml.safe_load_all(text)}
     kube.apply(infsvc("solver-plan", {"replicas": 0}))
     try:
-        wait_for("children", lambda: len(kube.children("solver-plan")) >= 7, 30)
-        online = {name.replace("solver-plan", "solver") for name in kube.children("solver-plan")}
-        assert offline <= online
+        kube.wait_planned("solver-plan", 30)
+        online = {name.replace("solver-plan", "solver") for name in kube.planned("solver-plan")}
+        assert offline == online
     finally:
         kube.delete("infsvc", "solver-plan")
