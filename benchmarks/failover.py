@@ -7,10 +7,10 @@ import time
 
 from assay_operator.cluster.lease import LEASE_SECONDS, RENEW_SECONDS
 from benchmarks.common import Row, say, spread, versions, write
-from benchmarks.operator_scale import CHILDREN, scale_operator
+from benchmarks.operator_scale import scale_operator
 from tests.assay import SYSTEM, Assay
 from tests.e2e.clients import kill_process
-from tests.kube import Kube, infsvc, wait_for
+from tests.kube import PLANNED, Kube, infsvc
 
 NAMESPACE = "bench-failover"
 GOAL = 15
@@ -25,10 +25,10 @@ def leader(system: Kube) -> str:
 def one_round(kube: Kube, system: Kube, number: int) -> float:
     """Seconds from the leader's SIGKILL until a service applied right after has its children."""
     old, name = leader(system), f"after-{number}"
-    kill_process(system, old, "operator", "KILL")
     began = time.monotonic()
+    kill_process(system, old, "operator", "KILL")
     kube.apply(infsvc(name, {"replicas": 0}))
-    wait_for("children", lambda: len(kube.children(name)) >= CHILDREN, 60, every=0.1)
+    kube.wait_planned(name)
     took = time.monotonic() - began
     assert leader(system) != old
     # A fresh pod: the killed one's container would be started later each time.
@@ -57,7 +57,7 @@ def run(assay: Assay, rounds: int = 5) -> None:
         ]
         notes = [
             f"Lease of {LEASE_SECONDS} s, renewed every {RENEW_SECONDS:g} s. Acted: a service "
-            f"applied right after the SIGKILL has all its {CHILDREN} children.",
+            f"applied right after the SIGKILL has all its {PLANNED} children.",
             f"Median {statistics.median(seconds):.1f} s.",
         ]
         about = versions(assay.cluster, assay.environment)

@@ -15,7 +15,9 @@ from typing import Any
 import httpx
 import pytest
 
+from assay_operator.inference.objects import ROUTER_START
 from assay_operator.inference.profiles import resolve
+from assay_operator.sglang.client import healthy_workers
 from tests.engine.conftest import ROOT, EngineEnv
 
 LAUNCHER = ROOT / "images/engine/launch.py"
@@ -27,6 +29,14 @@ QUESTION: dict[str, Any] = {
     "messages": [{"role": "user", "content": "2 + 3 ="}],
     "temperature": 0,
 }
+CONTROL_PLANE = (
+    ("GET", "/workers"),
+    ("POST", "/workers"),
+    ("DELETE", "/workers/x"),
+    ("POST", "/flush_cache"),
+    ("POST", "/wasm"),
+    ("POST", "/v1/tokenizers"),
+)
 
 
 @dataclass(frozen=True)
@@ -195,19 +205,19 @@ def test_an_unknown_argument_is_named_at_the_end(
     assert "--no-such-flag" in run.stderr.splitlines()[-1]
 
 
-def test_router_lists_and_reaches_the_engine(
+def test_router_lists_and_reaches_the_engine_and_lets_nobody_change_its_list(
     engine_env: EngineEnv, server: Server, tmp_path: Path
 ) -> None:
     """The router comes from the same packages; its workers from a file, as in a cluster."""
     workers = tmp_path / "workers.json"
     workers.write_text(json.dumps({"version": 1, "workers": [{"url": server.url}]}))
-    port = free_port()
+    port, metrics = free_port(), free_port()
     router = subprocess.Popen(
         [
-            *(engine_env.python, "-m", "smg", "launch", "--host", "127.0.0.1", "--port", str(port)),
+            *(engine_env.python, "-c", ROUTER_START, "--host", "127.0.0.1", "--port", str(port)),
             *("--policy", "cache_aware", "--discovery-provider", "file"),
             *("--discovery-file", str(workers), "--discovery-check-interval-secs", "1"),
-            *("--prometheus-host", "127.0.0.1", "--prometheus-port", str(free_port())),
+            *("--prometheus-host", "127.0.0.1", "--prometheus-port", str(metrics)),
         ],
         env=engine_env.environment(HOME=str(tmp_path)),
         cwd=tmp_path,
@@ -217,10 +227,12 @@ def test_router_lists_and_reaches_the_engine(
     url = f"http://127.0.0.1:{port}"
     try:
         wait_for_worker(url)
-        (worker,) = httpx.get(f"{url}/workers", timeout=10).json()["workers"]
-        assert (worker["url"], worker["model_id"]) == (server.url, "tiny")
-        assert worker["labels"]["weight_version"] == VERSION
+        page = httpx.get(f"http://127.0.0.1:{metrics}/metrics", timeout=10).text
+        assert healthy_workers(page) == {server.url}
         assert ask(url)["choices"][0]["message"]["content"] == "5"
+        for method, path in CONTROL_PLANE:
+            answer = httpx.request(method, f"{url}{path}", json={"url": "http://evil"}, timeout=10)
+            assert answer.status_code == 401, f"{method} {path}"
     finally:
         router.terminate()
         router.wait(30)

@@ -9,7 +9,7 @@ import yaml
 
 from assay_operator.api import schema as crds
 from assay_operator.config import OperatorConfig
-from assay_operator.inference.observation import ENGINE_PORT, ROUTER_PORT
+from assay_operator.inference.observation import ENGINE_PORT, METRICS_PORT
 from tests.cluster import Cluster
 from tests.cluster.settings import REPOSITORY
 from tests.kube import Json, wait_for
@@ -163,7 +163,7 @@ def test_the_network_policy_lets_engines_and_routers_be_asked(cluster: Cluster) 
     objects = rendered(cluster, {"networkPolicy": {"enabled": True}})
     rules = one(objects, "NetworkPolicy")["spec"]["egress"]
     ports = {port["port"] for rule in rules for port in rule["ports"]}
-    assert {53, 443, 6443, ENGINE_PORT, ROUTER_PORT} == ports
+    assert {53, 443, 6443, ENGINE_PORT, METRICS_PORT} == ports
 
 
 @pytest.mark.parametrize(

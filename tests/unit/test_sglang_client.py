@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,17 @@ from assay_operator.inference.observation import Probe
 from assay_operator.plan import Json
 from assay_operator.sglang import client as module
 from assay_operator.sglang.client import ApiServerReach, PodReach, ProbeError, Question, SGLang
+
+ROUTER_METRICS = """\
+# HELP smg_router_requests_total Requests
+# TYPE smg_router_requests_total counter
+smg_router_requests_total{model="m"} 12
+# HELP smg_worker_health Worker health status (1=healthy, 0=unhealthy)
+# TYPE smg_worker_health gauge
+smg_worker_health{worker="http://10.0.0.1:30000"} 1
+smg_worker_health{worker="http://10.0.0.2:30000/"} 1
+smg_worker_health{worker="http://10.0.0.3:30000"} 0
+"""
 
 
 class Server:
@@ -26,14 +38,7 @@ class Server:
         self.answers: dict[str, Any] = {
             "/model_info": {"model_path": "/m", "weight_version": "v1"},
             "/generate": {"text": "x", "output_ids": [7], "meta_info": {"id": "1"}},
-            "/workers": {
-                "workers": [
-                    {"url": "http://10.0.0.1:30000", "is_healthy": True, "status": "ready"},
-                    {"url": "http://10.0.0.2:30000/", "is_healthy": True, "status": "ready"},
-                    {"url": "http://10.0.0.3:30000", "is_healthy": False, "status": "failed"},
-                ],
-                "total": 3,
-            },
+            "/metrics": web.Response(text=ROUTER_METRICS),
         }
 
     async def handle(self, request: web.Request) -> web.Response:
@@ -42,7 +47,8 @@ class Server:
             self.bodies.append(await request.json())
         answer = self.answers.get(request.path)
         if isinstance(answer, web.Response):
-            return answer
+            # A response is sent once: one like it for each request.
+            return web.Response(status=answer.status, body=answer.body)
         return web.json_response(answer) if answer is not None else web.Response(status=404)
 
 
@@ -62,9 +68,9 @@ async def server() -> AsyncIterator[Server]:
 
 @pytest.fixture
 async def sglang(server: Server, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SGLang]:
-    for name in ("_MODEL_INFO", "_GENERATION", "_LIVING", "_WORKERS"):
+    for name in ("_MODEL_INFO", "_GENERATION", "_LIVING", "_HEALTH"):
         question = getattr(module, name)
-        moved = Question(server.port, question.path, 0.3, question.body)
+        moved = replace(question, port=server.port, seconds=0.3)
         monkeypatch.setattr(module, name, moved)
     reach = PodReach()
     yield SGLang(reach)
@@ -206,14 +212,16 @@ class TestRouters:
         assert await sglang.listing(pod()) == {"http://10.0.0.1:30000", "http://10.0.0.2:30000"}
 
     async def test_none_is_not_the_same_as_no_answer(self, sglang: SGLang, server: Server) -> None:
-        server.answers["/workers"] = {"workers": [], "total": 0}
+        server.answers["/metrics"] = web.Response(text="smg_router_requests_total 0\n")
         assert await sglang.listing(pod()) == frozenset()
-        server.answers["/workers"] = web.Response(status=503)
+        server.answers["/metrics"] = web.Response(status=503)
         assert await sglang.listing(pod()) is None
 
-    @pytest.mark.parametrize("answer", [[], {"workers": [{}]}, {"workers": None}, "text"])
-    async def test_nonsense_is_no_answer(self, sglang: SGLang, server: Server, answer: Any) -> None:
-        server.answers["/workers"] = answer
+    @pytest.mark.parametrize(
+        "page", ["", "<html>", "smg_worker_health{} 1", 'smg_worker_health{worker="http://x']
+    )
+    async def test_nonsense_is_no_answer(self, sglang: SGLang, server: Server, page: str) -> None:
+        server.answers["/metrics"] = web.Response(text=page)
         assert await sglang.listing(pod()) is None
 
     async def test_each_router_is_asked(self, sglang: SGLang) -> None:
@@ -232,14 +240,16 @@ class TestReach:
 
     async def test_the_api_server_in_between(self) -> None:
         class Proxy:
-            async def proxy(self, pod: Json, port: int, path: str, body: Any, s: float) -> Any:
+            async def proxy(
+                self, pod: Json, port: int, path: str, body: Any, s: float, *, text: bool
+            ) -> Any:
                 if path == "/broken":
                     raise ApiError(503, "ServiceUnavailable", "no endpoints")
-                return {"path": path, "port": port}
+                return {"path": path, "port": port, "text": text}
 
         proxy: Any = Proxy()
         reach = ApiServerReach(proxy)
-        assert await reach.ask(pod(), Question(8, "/x")) == {"path": "/x", "port": 8}
+        assert await reach.ask(pod(), Question(8, "/x")) == {"path": "/x", "port": 8, "text": False}
         with pytest.raises(ProbeError, match="/broken: 503 no endpoints"):
             await reach.ask(pod(), Question(8, "/broken"))
         await reach.close()

@@ -66,7 +66,7 @@ KINDS: dict[str, Resource] = {
 
 @dataclass(frozen=True)
 class Request:
-    """One request; `seconds` bounds each of its `attempts`."""
+    """One request; `seconds` bounds each of its `attempts`. The answer is JSON, or `text`."""
 
     method: str
     path: str
@@ -75,6 +75,7 @@ class Request:
     content_type: str = _JSON
     seconds: float = _ANSWER_SECONDS
     attempts: int = _ATTEMPTS
+    text: bool = False
 
 
 class ApiError(Exception):
@@ -220,14 +221,14 @@ class Client:
                 raise
 
     async def proxy(
-        self, pod: Json, port: int, path: str, body: Json | None, seconds: float
+        self, pod: Json, port: int, path: str, body: Json | None, seconds: float, *, text: bool
     ) -> Any:
         """Asks a pod's port through the API server, once: POST where there is a body, else GET."""
         metadata = pod["metadata"]
         target = KINDS["Pod"].path(metadata["namespace"]) + f"/{metadata['name']}:{port}/proxy"
         method = "GET" if body is None else "POST"
         return await self._send(
-            Request(method, target + path, body=body, seconds=seconds, attempts=1)
+            Request(method, target + path, body=body, seconds=seconds, attempts=1, text=text)
         )
 
     async def _write(self, verb: str, item: Json, request: Request, sub: str | None = None) -> Json:
@@ -289,7 +290,7 @@ class Client:
             raise ApiError(0, "Unreachable", str(error) or type(error).__name__) from error
         if answer.status >= 400:
             raise _api_error(answer.status, content, answer.headers.get("Retry-After"))
-        return _json(content)
+        return content.decode(errors="replace") if request.text else _json(content)
 
 
 def _json(content: bytes) -> Any:

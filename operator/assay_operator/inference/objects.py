@@ -396,6 +396,15 @@ def _placement(profile: EngineProfile) -> Json:
     return placement
 
 
+# Whoever can reach smg's control plane can point the router at workers of their own, and every pod
+# that may ask the model reaches it. So each start has a key that nobody knows: the list of workers
+# comes from the file alone.
+ROUTER_START = (
+    "import os, secrets, sys; os.execv(sys.executable, [sys.executable, '-m', 'smg', 'launch', "
+    "*sys.argv[1:], '--control-plane-api-keys', 'none:none:admin:' + secrets.token_urlsafe(32)])"
+)
+
+
 def router_arguments(spec: InferenceServiceSpec) -> list[str]:
     """smg's arguments: workers come from a file, so that they survive a restart of anything."""
     return [
@@ -420,7 +429,7 @@ def router_template(identity: Identity, spec: InferenceServiceSpec, config: Oper
         "name": "router",
         "image": config.router.image,
         "imagePullPolicy": config.imagePullPolicy,
-        "command": ["python3", "-m", "smg", "launch"],
+        "command": ["python3", "-c", ROUTER_START],
         "args": router_arguments(spec),
         "ports": [
             {"name": "http", "containerPort": ROUTER_PORT, "protocol": "TCP"},

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
 
 from assay_operator.cluster.client import ApiError, Client
-from assay_operator.inference.observation import ENGINE_PORT, ROUTER_PORT, Probe
+from assay_operator.inference.observation import ENGINE_PORT, METRICS_PORT, Probe
 from assay_operator.plan import Json
 
 CONNECT_SECONDS = 2.0
@@ -33,22 +34,23 @@ class ProbeError(Exception):
 
 @dataclass(frozen=True)
 class Question:
-    """A request to a pod: POST where there is a body, else GET."""
+    """A request to a pod: POST where there is a body, else GET. The answer is JSON, or `text`."""
 
     port: int
     path: str
     seconds: float = ANSWER_SECONDS
     body: Json | None = None
+    text: bool = False
 
 
 class Reach(Protocol):
     """A way to a pod's port."""
 
     async def ask(self, pod: Json, question: Question) -> Any:
-        """The JSON that the pod answers.
+        """The JSON, or the text, that the pod answers.
 
         Raises:
-            ProbeError: it did not answer, or not with 2xx and JSON.
+            ProbeError: it did not answer, or not with 2xx and what was asked for.
         """
 
     async def close(self) -> None: ...
@@ -82,6 +84,8 @@ class PodReach:
         if not 200 <= answer.status < 300:
             text = content[:200].decode(errors="replace").replace("\n", " ")
             raise ProbeError(f"{path}: {answer.status} {text}".rstrip())
+        if question.text:
+            return content.decode(errors="replace")
         try:
             return json.loads(content or b"null")
         except ValueError as error:
@@ -118,7 +122,12 @@ class ApiServerReach:
     async def ask(self, pod: Json, question: Question) -> Any:
         try:
             return await self._client.proxy(
-                pod, question.port, question.path, question.body, question.seconds
+                pod,
+                question.port,
+                question.path,
+                question.body,
+                question.seconds,
+                text=question.text,
             )
         except ApiError as error:
             raise ProbeError(
@@ -140,7 +149,10 @@ _GENERATION = Question(
 # Answers once the scheduler has produced anything, for others or for this question: a busy engine
 # passes, one whose scheduler hangs does not, though its /health still answers.
 _LIVING = Question(ENGINE_PORT, "/health_generate", LIVING_SECONDS)
-_WORKERS = Question(ROUTER_PORT, "/workers")
+# What the router lists is read from its metrics: its /workers is closed to everybody, us included,
+# since whoever may ask there may also change the list.
+_HEALTH = Question(METRICS_PORT, "/metrics", text=True)
+_HEALTH_METRIC = "smg_worker_health"
 
 
 @dataclass
@@ -233,17 +245,34 @@ class SGLang:
     async def listing(self, router: Json) -> frozenset[str] | None:
         """The URLs of the workers that a router finds healthy, None where it does not answer."""
         try:
-            answer = await self._reach.ask(router, _WORKERS)
-            return frozenset(
-                worker["url"].rstrip("/") for worker in answer["workers"] if worker["is_healthy"]
-            )
-        except (ProbeError, KeyError, TypeError, AttributeError):
+            return healthy_workers(await self._reach.ask(router, _HEALTH))
+        except (ProbeError, ValueError, KeyError):
             return None
 
     def forget(self, pod_uid: str) -> None:
         """A pod, or the life that its engine had, is gone."""
         if life := self._lives.pop(pod_uid, None):
             life.end()
+
+
+def healthy_workers(metrics: str) -> frozenset[str]:
+    """The URLs of the workers that a router's metrics page calls healthy.
+
+    A worker appears there when the router lists it, and goes when it has been drained.
+
+    Raises:
+        ValueError, KeyError: it is not such a page.
+    """
+    # The page has hundreds of lines that are of no use here, and parsing is not cheap.
+    lines = [line for line in metrics.splitlines() if line.startswith(_HEALTH_METRIC + "{")]
+    if not lines and "smg_" not in metrics:
+        raise ValueError("these are not a router's metrics")
+    return frozenset(
+        sample.labels["worker"].rstrip("/")
+        for family in text_string_to_metric_families("\n".join(lines) + "\n")
+        for sample in family.samples
+        if sample.value == 1
+    )
 
 
 def _restarts(pod: Json) -> int:
