@@ -8,7 +8,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help demo demo-down test test-unit cluster cluster-down bench crds lint clean
+.PHONY: help demo demo-down test test-unit test-verifiers cluster cluster-down bench crds lint clean
 
 help: ## List these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -26,11 +26,14 @@ demo: $(READY) ## Bring up a real cluster, install Assay, serve a model and chat
 demo-down: $(READY) ## Remove everything that `make demo` made
 	@$(RUN) -m examples.demo down
 
-test: lint test-unit ## Everything: lint, unit tests, then a real cluster with real SGLang
+test: lint test-unit test-verifiers ## Everything: lint, unit tests, verifiers, then a real cluster with real SGLang
 	@$(RUN) -m tests.all
 
 test-unit: $(READY) ## Only the tests that need no cluster and no SGLang (seconds)
 	@$(RUN) -m pytest tests/unit
+
+test-verifiers: $(READY) ## Only the verifiers' tests: sandboxes, workers, gate (two minutes, no cluster)
+	@$(RUN) -m tests.verifiers
 
 lint: $(READY)
 	@$(VENV)/bin/ruff check .

@@ -67,6 +67,16 @@ def versions(cluster: Cluster, environment: Path) -> str:
     return ", ".join(found)
 
 
+def python_versions(*packages: str) -> str:
+    """The versions of what a benchmark without a cluster depends on, in one line."""
+    found = [
+        f"Python {platform.python_version()}",
+        *(f"{package} {version(package)}" for package in packages),
+        f"Assay {_commit()}",
+    ]
+    return ", ".join(found)
+
+
 def _installed(environment: Path, package: str) -> str:
     folders = [path.name for path in environment.glob(f"{package}-*.dist-info")]
     return folders[0].removeprefix(f"{package}-").removesuffix(".dist-info") if folders else "?"
@@ -92,7 +102,14 @@ def spread(values: Sequence[float], unit: str, digits: int = 1) -> str:
 
 
 def write(
-    name: str, title: str, rows: Sequence[Row], *, notes: Sequence[str], about: str, raw: Json
+    name: str,
+    title: str,
+    rows: Sequence[Row],
+    *,
+    notes: Sequence[str],
+    about: str,
+    raw: Json,
+    command: str = "",
 ) -> None:
     """Writes the table and the raw figures under benchmarks/results, and prints the table.
 
@@ -103,9 +120,10 @@ def write(
         notes: what a reader must know to judge them.
         about: the line of versions.
         raw: everything measured, for the JSON file.
+        command: that measures it again; by default `benchmarks.all`.
     """
     date = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-    command = f"python -m benchmarks.all {name}"
+    command = command or f"python -m benchmarks.all {name}"
     lines = [
         f"# {title}",
         "",
