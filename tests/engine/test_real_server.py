@@ -6,6 +6,7 @@ import json
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -236,6 +237,64 @@ def test_router_lists_and_reaches_the_engine_and_lets_nobody_change_its_list(
     finally:
         router.terminate()
         router.wait(30)
+
+
+def gate(folder: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
+    """`assay-verify gate` on the sums that the small model was trained on: exit code and report."""
+    suite = folder / "sums.jsonl"
+    items = [
+        {"id": f"{a}+{b}", "prompt": f"{a} + {b} =", "reference": a + b}
+        for a in range(1, 10)
+        for b in range(1, 10)
+    ]
+    head = {"suite": "sums", "verifier": {"type": "math"}, "maxTokens": 8}
+    suite.write_text("".join(json.dumps(line) + "\n" for line in (head, *items)))
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "assay_verifiers", "gate", "--suite", str(suite)),
+            *("--out", str(folder / "weighed"), *arguments),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    report = folder / "weighed" / "report.json"
+    assert report.exists(), done.stdout + done.stderr
+    return done.returncode, json.loads(report.read_text())
+
+
+def load_weights(server: Server, folder: Path, version: str) -> None:
+    answer = httpx.post(
+        f"{server.url}/update_weights_from_disk",
+        json={"model_path": str(folder), "weight_version": version, "flush_cache": True},
+        timeout=60,
+    )
+    assert answer.json()["success"], answer.text
+
+
+def test_the_gate_passes_a_model_beside_itself_and_fails_an_untrained_one(
+    engine_env: EngineEnv, server: Server, model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "same").mkdir()
+    code, report = gate(
+        tmp_path / "same",
+        *("--candidate", server.url, "--incumbent", server.url),
+        *("--min-score", "0.5", "--max-regression", "0.05"),
+    )
+    assert (code, report["verdict"]) == (0, "pass"), report["reason"]
+    assert report["sides"]["candidate"]["weightVersions"] == [VERSION]
+
+    (tmp_path / "worse").mkdir()
+    untrained = tmp_path / "untrained"
+    made = engine_env.run([MAKE_MODEL, "--out", untrained, "--seed", "7", "--steps", "0"])
+    assert made.returncode == 0, made.stderr
+    load_weights(server, untrained, "sha256:untrained")
+    try:
+        code, report = gate(tmp_path / "worse", *("--candidate", server.url, "--min-score", "0.5"))
+    finally:
+        load_weights(server, model, VERSION)
+    assert (code, report["verdict"]) == (1, "fail"), report["reason"]
+    assert report["sides"]["candidate"]["weightVersions"] == ["sha256:untrained"]
 
 
 def wait_for_worker(url: str) -> None:

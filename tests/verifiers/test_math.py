@@ -302,6 +302,7 @@ UNREADABLE = {
     "all numbers, by lines": "\n".join(map(str, range(19))),
     "all numbers, by commas": ", ".join(map(str, range(19))),
     "all numbers, by or": " or ".join(map(str, range(19))),
+    "two, by or": "It is 17 or 18",
     "numbers side by side": boxed("9 9"),
     "an equation in a root": boxed("\\sqrt{17 = 18}"),
     "an equation in a fraction": boxed("\\frac{17 = 18}{1}"),

@@ -30,7 +30,7 @@ _PHRASE = re.compile(
 _NUMBER = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _TOKEN = re.compile(
     rf"(?<![^\W\d])(?:(?<![\w)])[-\u2212])?\\?[$€£¥₹]?[ ]?(?<!\d)(?:{_NUMBER})(?:[ ]?/[ ]?\d+)?"
-    r"(?:[ ]?\\?%|[ ][A-Za-z]{2,20}\b)?"
+    r"(?:[ ]?\\?%|[ ](?!(?:or|and)\b)[A-Za-z]{2,20}\b)?"
 )
 _BETWEEN = re.compile(r"[\s,;|/&]*(?:(?:or|and)[\s,;|/&]*)?", re.I)
 _LINE_END = re.compile(r"\n|\.(?=\s|$)(?!\d)")
@@ -41,7 +41,7 @@ def extract(text: str, convention: Convention = "auto") -> str:
 
     `boxed` takes the last \\boxed{} or \\fbox{}, `hash` what follows the last line's `####`,
     `last-number` the last number, unless it ends a list of three or more with nothing but
-    separators between them, which is a spray and no answer. `auto` takes the most explicit one:
+    separators between them, or of two with an "or", which is a spray and no answer. `auto` takes the most explicit one:
     boxed, hash, a phrase such as "A: 18" or "the answer is 18", the last number.
 
     Raises:
@@ -149,10 +149,11 @@ def _last_number(tail: str) -> str:
         raise Unreadable("no answer")
     in_a_row = 1
     for before, after in zip(reversed(tokens[:-1]), reversed(tokens[1:]), strict=True):
-        if not _BETWEEN.fullmatch(tail[before.end() : after.start()]):
+        separator = tail[before.end() : after.start()]
+        if not _BETWEEN.fullmatch(separator):
             break
         in_a_row += 1
-        if in_a_row == 3:
+        if in_a_row == 3 or "or" in separator.lower():
             raise Unreadable("a list of numbers and no answer")
     return _formula(tail, tokens[-1]) or _number(tail, tokens[-1])
 
