@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +14,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from assay_verifiers.config import VerifierModel, parse_verifier
+from assay_verifiers.jsontext import NoJson, parse
 
 LONGEST_LINE = 16 << 20
 LONGEST_FILE = 1 << 30
@@ -100,56 +99,11 @@ def read_lines(path: Path) -> Iterator[tuple[int, Any, str]]:
 def parsed(line: bytes) -> tuple[Any, str]:
     """The data of a line (or of a whole file), and what is wrong with it, if anything."""
     try:
-        data = json.loads(
-            line.decode(),
-            object_pairs_hook=_unique,
-            parse_constant=_no_number,
-            parse_float=_finite,
-        )
+        return parse(line.decode(), _DEEPEST, LONGEST_LINE), ""
     except UnicodeDecodeError as reason:
         return None, f"not UTF-8 at byte {reason.start + 1}"
-    except json.JSONDecodeError as reason:
-        row = f"line {reason.lineno} " if b"\n" in line.rstrip() else ""
-        return None, f"not JSON: {reason.msg} at {row}column {reason.colno}"
-    except RecursionError:
-        return None, "nested too deeply"
-    except ValueError as reason:
-        return None, f"not JSON: {reason}"
-    return (None, "nested too deeply") if _deeper(data, _DEEPEST) else (data, "")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"the key {twice!r} stands twice in an object")
-    return found
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _finite(digits: str) -> float:
-    value = float(digits)
-    if not math.isfinite(value):
-        raise ValueError(f"the number {digits[:40]} is too large")
-    return value
-
-
-def _deeper(data: Any, levels: int) -> bool:
-    """Whether data are nested more deeply than so many levels, without recursion."""
-    layer = [data]
-    for _ in range(levels):
-        layer = [
-            child
-            for value in layer
-            if isinstance(value, dict | list)
-            for child in (value.values() if isinstance(value, dict) else value)
-        ]
-        if not layer:
-            return False
-    return True
+    except NoJson as reason:
+        return None, str(reason)
 
 
 def canonical_digest(data: Any) -> str:

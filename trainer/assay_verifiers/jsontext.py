@@ -1,4 +1,4 @@
-"""JSON out of a model's text: which part of it is the answer, and a parser that lets nothing slip.
+"""Strict JSON: a parser that lets nothing slip, and which part of a model's text is the answer.
 
 Python's `json` takes NaN, keeps the last of two equal keys and recurses as deep as the text says.
 Each of those lets a completion say two things at once or end the process, so here each is refused.
@@ -57,17 +57,17 @@ def answer_json(text: str, max_depth: int = MAX_DEPTH) -> Any:
     return parse(last, max_depth)
 
 
-def parse(text: str, max_depth: int = MAX_DEPTH) -> Any:
+def parse(text: str, max_depth: int = MAX_DEPTH, max_characters: int = MAX_CHARACTERS) -> Any:
     """One JSON value, strictly: RFC 8259 with unique keys, finite numbers and whole characters.
 
     Raises:
-        NoJson: it is anything else, or nested deeper than `max_depth`.
+        NoJson: it is anything else, nested deeper than `max_depth`, or too long.
     """
-    if len(text) > MAX_CHARACTERS:
-        raise NoJson(f"the text has {len(text)} characters, more than {MAX_CHARACTERS}")
+    if len(text) > max_characters:
+        raise NoJson(f"the text has {len(text)} characters, more than {max_characters}")
     # Before the parser runs: it recurses with the text's depth.
     if (deep := _depth(text)) > max_depth:
-        raise NoJson(f"nested {deep} deep, more than {max_depth}")
+        raise NoJson(f"nested too deeply: {deep} levels, {max_depth} at most")
     try:
         value = json.loads(
             text,
@@ -82,8 +82,9 @@ def parse(text: str, max_depth: int = MAX_DEPTH) -> Any:
         raise
     except UnicodeEncodeError:
         raise NoJson("a string holds half of a surrogate pair") from None
-    except (ValueError, RecursionError) as reason:
-        raise NoJson(f"not JSON: {reason}") from None
+    except json.JSONDecodeError as reason:
+        row = f"line {reason.lineno} " if "\n" in text.rstrip() else ""
+        raise NoJson(f"not JSON: {reason.msg} at {row}column {reason.colno}") from None
     return value
 
 
@@ -91,26 +92,26 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise NoJson(f"the key {key[:80]!r} is given twice")
+            raise NoJson(f"not JSON: the key {key[:80]!r} stands twice in an object")
         found[key] = value
     return found
 
 
 def _no_constant(name: str) -> Any:
-    raise NoJson(f"{name} is not a JSON number")
+    raise NoJson(f"not JSON: {name} is not a JSON number")
 
 
 def _integer(digits: str) -> int:
     # int() is quadratic, and above 4,300 digits it is refused by Python anyhow.
     if len(digits) > _MAX_DIGITS:
-        raise NoJson(f"a number of {len(digits)} digits")
+        raise NoJson(f"not JSON: a number of {len(digits)} digits")
     return int(digits)
 
 
 def _finite(digits: str) -> float:
     value = float(digits)
     if not math.isfinite(value):
-        raise NoJson(f"the number {digits[:40]} is too large")
+        raise NoJson(f"not JSON: the number {digits[:40]} is too large")
     return value
 
 

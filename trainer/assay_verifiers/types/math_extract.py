@@ -41,8 +41,9 @@ def extract(text: str, convention: Convention = "auto") -> str:
 
     `boxed` takes the last \\boxed{} or \\fbox{}, `hash` what follows the last line's `####`,
     `last-number` the last number, unless it ends a list of three or more with nothing but
-    separators between them, or of two with an "or", which is a spray and no answer. `auto` takes the most explicit one:
-    boxed, hash, a phrase such as "A: 18" or "the answer is 18", the last number.
+    separators between them, or of two with an "or", which is a spray and no answer. `auto` takes
+    the most explicit one: boxed, hash, a phrase such as "A: 18" or "the answer is 18", the last
+    number.
 
     Raises:
         Unreadable: nothing of the kind is there, or it is cut off or absurdly long.
