@@ -1,4 +1,5 @@
-"""`make test`, the part that needs a cluster: brings one up, runs the tests on it, removes it.
+"""`make test`, the part that needs a cluster or the engine environment (torch, SGLang): brings one
+up, runs the tests on it, removes it.
 
     python -m tests.all [PYTEST_ARGUMENT...]
 
@@ -15,7 +16,7 @@ from tests.assay import on_a_cluster
 from tests.cluster.errors import ClusterError
 from tests.cluster.settings import REPOSITORY
 
-FOLDERS = ("tests/engine", "tests/integration", "tests/e2e")
+FOLDERS = ("tests/trainer", "tests/engine", "tests/integration", "tests/e2e")
 
 
 def main(arguments: list[str]) -> int:
