@@ -11,12 +11,15 @@ from typing import Any, TypeVar
 
 import yaml
 
+from assay_operator.inference.objects import DRAIN_SECONDS, FINISH_SECONDS
 from tests.cluster import Cluster
 
 Json = dict[str, Any]
 PLANNED = 7
 """Children that the operator writes for each service: two ConfigMaps, Deployments and
 PodDisruptionBudgets, and a Service."""
+GONE_SECONDS = DRAIN_SECONDS + FINISH_SECONDS + 60
+"""What the last pod of a service may take to go."""
 T = TypeVar("T")
 
 
@@ -148,6 +151,14 @@ class Kube:
             every=0.1,
         )
 
+    def wait_gone(self, name: str) -> None:
+        """Until no child of a service is left: at most as long as Kubernetes gives an engine.
+
+        An engine that is deleted while it starts uses all of that time: SGLang is the container's
+        first process, to which Linux delivers no SIGTERM before it has a handler for it.
+        """
+        wait_for(f"children of {name} gone", lambda: not self.children(name), GONE_SECONDS, every=1)
+
     @contextmanager
     def service(self, name: str, spec: Json) -> Iterator[str]:
         """An InferenceService for the time of a `with` block."""
@@ -156,7 +167,7 @@ class Kube:
             yield name
         finally:
             self.delete("infsvc", name)
-            wait_for(f"children of {name} gone", lambda: not self.children(name), 120, every=1)
+            self.wait_gone(name)
 
 
 def infsvc(name: str, spec: Json) -> Json:

@@ -79,7 +79,7 @@ def failing(kube: Kube, model: str) -> Iterator[Kube]:
     for name in CASES:
         kube.delete("infsvc", name)
     for name in CASES:
-        wait_for(f"children of {name} gone", lambda name=name: not kube.children(name), 120)
+        kube.wait_gone(name)
 
 
 @pytest.mark.parametrize("name", CASES)

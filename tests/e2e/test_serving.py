@@ -27,7 +27,7 @@ def solver(kube: Kube, model: str) -> Iterator[Kube]:
     kube.wait_ready("solver")
     yield kube
     kube.delete("infsvc", "solver")
-    wait_for("children of solver gone", lambda: not kube.children("solver"), 120)
+    kube.wait_gone("solver")
 
 
 def engines(kube: Kube) -> list[Json]:
