@@ -201,9 +201,9 @@ def cpu(kube: Kube) -> list[float]:
     return sorted((process(text, "cpu_seconds_total") for text in pages), reverse=True)
 
 
-def resident(kube: Kube) -> float:
-    """Memory of the operator pod that holds most, in bytes."""
-    return max(process(text, "resident_memory_bytes") for text in scrape(kube).values())
+def resident(pages: dict[str, str]) -> float:
+    """Memory of the operator pod that holds most, in bytes, from the pods' metrics pages."""
+    return max(process(text, "resident_memory_bytes") for text in pages.values())
 
 
 def quiet(kube: Kube, figures: Figures) -> None:
@@ -226,7 +226,7 @@ def quiet(kube: Kube, figures: Figures) -> None:
     figures.lease_writes = sum(item[1] for item in after) - sum(item[1] for item in before)
     now = object_versions(kube)
     figures.moved = [name for name, value in now.items() if then.get(name) != value]
-    figures.memory.append(resident(kube))
+    figures.memory.append(resident(pages))
 
 
 def scale_operator(kube: Kube, replicas: int) -> None:
@@ -266,7 +266,7 @@ async def measure(assay: Assay, kube: Kube, count: int, rounds: int) -> Figures:
             await asyncio.sleep(10)
             before = await asyncio.to_thread(cpu, kube)
             figures.operator.append(await timed(client, count, with_operator(client, count)))
-            figures.memory.append(await asyncio.to_thread(resident, kube))
+            figures.memory.append(resident(await asyncio.to_thread(scrape, kube)))
             after = await asyncio.to_thread(cpu, kube)
             figures.cpu.append([b - a for a, b in zip(before, after, strict=True)])
             say(
@@ -280,7 +280,7 @@ async def measure(assay: Assay, kube: Kube, count: int, rounds: int) -> Figures:
         await empty(kube, client)
         say(f"{PER_SECOND} services a second")
         await stream(client, count, figures)
-        figures.memory.append(await asyncio.to_thread(resident, kube))
+        figures.memory.append(resident(await asyncio.to_thread(scrape, kube)))
         await empty(kube, client)
     finally:
         await client.close()
