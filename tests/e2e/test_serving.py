@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from assay_operator.inference.objects import DRAIN_SECONDS
 from tests.assay import Assay
 from tests.e2e.clients import Load, chat, kill_process, kill_router, run_in_pod
 from tests.kube import Json, Kube, infsvc, wait_for
@@ -151,6 +152,22 @@ def test_deleting_the_service_leaves_no_child(kube: Kube, model: str) -> None:
     with kube.service("passing", {"replicas": 0}):
         kube.wait_planned("passing", 30)
     assert kube.children("passing") == set()
+
+
+def test_a_service_deleted_while_its_engine_loads_is_gone_soon(kube: Kube, model: str) -> None:
+    """SIGTERM reaches an engine that has no handler yet: nobody waits for the grace period."""
+
+    def pods() -> list[Json]:
+        return kube.list("pods", "app.kubernetes.io/instance=hasty")
+
+    def loading() -> bool:
+        statuses = [each for pod in pods() for each in pod["status"].get("containerStatuses", [])]
+        return any(each["name"] == "engine" and "running" in each["state"] for each in statuses)
+
+    kube.apply(infsvc("hasty", {}))
+    wait_for("the engine's process runs", loading, 60, 0.2)
+    kube.delete("infsvc", "hasty")
+    wait_for("no pod is left", lambda: not pods(), DRAIN_SECONDS + 20)
 
 
 def test_a_model_in_an_image_is_served(kube: Kube, assay: Assay, tmp_path: Path) -> None:

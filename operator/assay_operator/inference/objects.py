@@ -364,6 +364,9 @@ def engine_template(
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": profile.shm}},
         ],
         "terminationGracePeriodSeconds": DRAIN_SECONDS + FINISH_SECONDS,
+        # As PID 1 a process without a handler never gets its SIGTERM: an engine that is deleted
+        # while it loads, before SGLang sets one, would stay for the whole grace period.
+        "shareProcessNamespace": True,
         **_placement(profile),
     }
     template = _pod(identity, "engine", pod, {VERSION_ANNOTATION: source.version})
