@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -126,10 +127,11 @@ class Actors:
         """Until the bell rings or the time is over; after a failure it is not heard at once."""
         deaf = min(seconds, FIRST_BACKOFF) if failures else 0.0
         await asyncio.sleep(jittered(deaf))
-        try:
-            await asyncio.wait_for(bell.wait(), jittered(seconds - deaf))
-        except TimeoutError:
-            return
+        # Not wait_for: before Python 3.12 it loses a cancellation that comes with the bell, and an
+        # actor that misses its end keeps the process from ending.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(jittered(seconds - deaf)):
+                await bell.wait()
 
     async def _complain(self, key: Key, error: Exception, wait: float) -> None:
         reason = error.reason if isinstance(error, ApiError) else type(error).__name__

@@ -151,6 +151,19 @@ async def test_after_a_stop_nothing_works_any_more(world: World) -> None:
     assert len(world.passes) == 2
 
 
+@pytest.mark.parametrize("ticks", range(5))
+async def test_news_in_the_moment_of_a_stop_holds_nothing_up(world: World, ticks: int) -> None:
+    world.actors.start([A])
+    await world.until(1)
+    await asyncio.sleep(0.05)
+    world.actors.wake(A)
+    for _ in range(ticks):
+        await asyncio.sleep(0)
+    async with asyncio.timeout(1):
+        await world.actors.stop()
+    assert len(world.actors) == 0
+
+
 def test_back_off_grows_and_is_bounded() -> None:
     assert [backoff(n) for n in (1, 2, 3, 10, 1000)] == [1, 2, 4, 60, 60]
 

@@ -201,7 +201,8 @@ class Election:
 
     async def _pause(self, seconds: float) -> None:
         try:
-            await asyncio.wait_for(self._poke.wait(), seconds)
+            async with asyncio.timeout(seconds):  # wait_for may lose a cancellation
+                await self._poke.wait()
         except TimeoutError:
             return
         self._poke.clear()
