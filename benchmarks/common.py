@@ -77,12 +77,25 @@ def python_versions(*packages: str) -> str:
     return ", ".join(found)
 
 
+def environment_versions(environment: Path, *packages: str) -> str:
+    """The versions of what a benchmark without a cluster runs from the engine environment."""
+    found = [
+        f"Python {platform.python_version()}",
+        *(f"{name} {_installed(environment, name)}" for name in packages),
+        f"Assay {_commit()}",
+    ]
+    return ", ".join(found)
+
+
 def _installed(environment: Path, package: str) -> str:
     folders = [path.name for path in environment.glob(f"{package}-*.dist-info")]
     return folders[0].removeprefix(f"{package}-").removesuffix(".dist-info") if folders else "?"
 
 
 def _commit() -> str:
+    # Where the tree is a copy without its history, whoever copied it must say.
+    if told := os.environ.get("ASSAY_COMMIT"):
+        return told
     words = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty"]
     return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
 

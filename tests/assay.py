@@ -53,6 +53,28 @@ def build_env_module() -> ModuleType:
     return module
 
 
+def engine_environment(cache: Cache) -> Path:
+    """The engine's Python environment for CPU, in the cache's share folder."""
+    return cache.share / f"engine-{build_env_module().content_key()}"
+
+
+def environment_step(cache: Cache) -> Step:
+    """Builds it; nothing to do where it is there. It needs no cluster."""
+
+    def install(run: StepRun) -> None:
+        script = REPOSITORY / "images/engine/cpu/build_env.py"
+        folder = engine_environment(cache)
+        if build_env_module().is_complete(folder):
+            run.reuse()
+            return
+        run.command(
+            *(sys.executable, script, folder, "--progress"),
+            on_line=lambda line: run.note(line[:60]),
+        )
+
+    return Step(ENVIRONMENT, install, (), 150)
+
+
 @dataclass(frozen=True)
 class Assay:
     """What is put onto one cluster."""
@@ -66,8 +88,8 @@ class Assay:
 
     @cached_property
     def environment(self) -> Path:
-        """The engine's Python environment for CPU, in the cache's share folder."""
-        return self.cache.share / f"engine-{build_env_module().content_key()}"
+        """The engine's Python environment."""
+        return engine_environment(self.cache)
 
     @property
     def engine_image(self) -> str:
@@ -111,7 +133,7 @@ class Assay:
         """From a cluster that is coming up to one that serves InferenceServices."""
         built = tuple(step.name for step in self.images.steps(IMAGES))
         return [
-            Step(ENVIRONMENT, self.install_environment, (), 150),
+            environment_step(self.cache),
             *self.images.steps(IMAGES, (BASE,)),
             Step(LOAD, self.load, (CLUSTER, *built), 20),
             Step(INSTALL, self.install, (LOAD,), 20),
@@ -124,15 +146,6 @@ class Assay:
             self.make_model(namespace, run)
 
         return Step(MODEL, make, (LOAD, ENVIRONMENT), 45)
-
-    def install_environment(self, run: StepRun) -> None:
-        script = REPOSITORY / "images/engine/cpu/build_env.py"
-        if build_env_module().is_complete(self.environment):
-            run.reuse()
-            return
-        run.command(
-            sys.executable, script, self.environment, on_line=lambda line: run.note(line[:60])
-        )
 
     def load(self, run: StepRun) -> None:
         run.note("copying")

@@ -24,7 +24,7 @@ import os
 import random
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -50,6 +50,9 @@ TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+
+Identity = dict[str, int | str]
+"""What tells two things that a script makes apart."""
 
 
 def examples() -> Iterator[tuple[str, str]]:
@@ -156,38 +159,38 @@ def train(
             print(f"step {step + 1} of {steps}: loss {loss.item():.3f}", flush=True)
 
 
-def write(out: Path, seed: int, steps: int) -> None:
-    """Make the model and put it at `out` in one step."""
-    aside = out.parent / f".{out.name}.writing-{os.getpid()}"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+def make(folder: Path, seed: int, steps: int) -> None:
+    """Make the model."""
     tokenizer = make_tokenizer()
     model = make_model(seed, tokenizer)
     train(model, tokenizer, seed, steps)
-    tokenizer.save_pretrained(aside)
-    model.to(torch.bfloat16).save_pretrained(aside)
-    for file in aside.iterdir():
+    tokenizer.save_pretrained(folder)
+    model.to(torch.bfloat16).save_pretrained(folder)
+
+
+def put(out: Path, what: Identity, fill: Callable[[Path], None]) -> None:
+    """Have a folder filled and put it at `out` in one step."""
+    aside = out.parent / f".{out.name}.writing-{os.getpid()}"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    fill(aside)
+    for file in filter(Path.is_file, aside.rglob("*")):
         file.chmod(0o644)  # weights are written for their owner only, and engines run as another
-    (aside / MARKER).write_text(json.dumps(identity(seed, steps)) + "\n", encoding="utf-8")
+    (aside / MARKER).write_text(json.dumps(what) + "\n", encoding="utf-8")
     if out.exists():
         shutil.rmtree(out)
     aside.rename(out)
 
 
-def identity(seed: int, steps: int) -> dict[str, int]:
-    """What tells two models of this script apart."""
-    return {"recipe": RECIPE, "seed": seed, "steps": steps}
-
-
-def is_there(out: Path, seed: int, steps: int) -> bool:
-    """Whether `out` is this very model already; refuses to replace anything else."""
+def is_there(out: Path, what: Identity) -> bool:
+    """Whether `out` is this very thing already; refuses to replace what no script of ours wrote."""
     if not out.exists():
         return False
     try:
         found = json.loads((out / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         sys.exit(f"{out} exists and was not written by this script: name another folder")
-    return bool(found == identity(seed, steps))
+    return bool(found == what)
 
 
 def main() -> None:
@@ -197,11 +200,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="another seed gives other weights")
     parser.add_argument("--steps", type=int, default=STEPS, help="training steps (0: none)")
     arguments = parser.parse_args()
-    if is_there(arguments.out, arguments.seed, arguments.steps):
+    what: Identity = {"recipe": RECIPE, "seed": arguments.seed, "steps": arguments.steps}
+    if is_there(arguments.out, what):
         print(f"{arguments.out} is there already")
         return
     torch.set_num_threads(1)
-    write(arguments.out, arguments.seed, arguments.steps)
+    put(arguments.out, what, lambda folder: make(folder, arguments.seed, arguments.steps))
     print(f"wrote {arguments.out}")
 
 

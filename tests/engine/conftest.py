@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BUILD_ENV = ROOT / "images/engine/cpu/build_env.py"
+MAKE_MODEL = ROOT / "examples/tiny-model/make_model.py"
 REMEDY = (
     f"Build it with `python {BUILD_ENV.relative_to(ROOT)} DEST --progress` (a few minutes, 4.8 GB) "
     "and set ASSAY_ENGINE_ENV=DEST."
@@ -78,3 +79,12 @@ def engine_env() -> EngineEnv:
     if python is None:
         pytest.fail(f"These tests need Python {build_env.PYTHON} (Debian: python3).", pytrace=False)
     return EngineEnv(Path(named), python)
+
+
+@pytest.fixture(scope="session")
+def model(engine_env: EngineEnv, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the small model that can add."""
+    out = tmp_path_factory.mktemp("models") / "tiny"
+    made = engine_env.run([MAKE_MODEL, "--out", out, "--seed", "7"])
+    assert made.returncode == 0, made.stderr
+    return out

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +14,17 @@ import httpx
 import pytest
 
 from assay_operator.inference.objects import ROUTER_START
-from assay_operator.inference.profiles import resolve
 from assay_operator.sglang.client import healthy_workers
-from tests.engine.conftest import ROOT, EngineEnv
+from tests.engine.conftest import MAKE_MODEL, EngineEnv
+from tests.engine.servers import (
+    VERSION,
+    Server,
+    free_port,
+    launch_environment,
+    launch_line,
+    running,
+)
 
-LAUNCHER = ROOT / "images/engine/launch.py"
-MAKE_MODEL = ROOT / "examples/tiny-model/make_model.py"
-START_SECONDS = 240
-VERSION = "sha256:0123456789abcdef"
 QUESTION: dict[str, Any] = {
     "model": "tiny",
     "messages": [{"role": "user", "content": "2 + 3 ="}],
@@ -40,91 +40,12 @@ CONTROL_PLANE = (
 )
 
 
-@dataclass(frozen=True)
-class Server:
-    """A running engine."""
-
-    process: subprocess.Popen[bytes]
-    url: str
-    log: Path
-
-
-@pytest.fixture(scope="module")
-def model(engine_env: EngineEnv, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("models") / "tiny"
-    made = engine_env.run([MAKE_MODEL, "--out", out, "--seed", "7"])
-    assert made.returncode == 0, made.stderr
-    return out
-
-
 @pytest.fixture(scope="module")
 def server(
     engine_env: EngineEnv, model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("server")
-    port = free_port()
-    log = folder / "log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            launch_line(engine_env, port),
-            env=launch_environment(engine_env, folder, model),
-            cwd=folder,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    running = Server(process, f"http://127.0.0.1:{port}", log)
-    try:
-        wait_until_ready(running)
-        yield running
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
-def launch_line(engine_env: EngineEnv, port: int, *extra: str) -> list[str]:
-    """What the engine's container runs, with the arguments of the CPU profile."""
-    return [
-        *(engine_env.python, str(LAUNCHER), "--host", "127.0.0.1", "--port", str(port)),
-        *("--served-model-name", "tiny", "--enable-metrics"),
-        *resolve("auto", "cpu", "throughput", None).args,
-        *extra,
-    ]
-
-
-def launch_environment(engine_env: EngineEnv, folder: Path, model: Path) -> dict[str, str]:
-    pointer = folder / "pointer.json"
-    pointer.write_text(json.dumps({"path": str(model), "version": VERSION}))
-    return engine_env.environment(
-        **resolve("auto", "cpu", "throughput", None).env,
-        ASSAY_POINTER=str(pointer),
-        ASSAY_TERMINATION_LOG=str(folder / "termination-log"),
-        HOME=str(folder),
-    )
-
-
-def wait_until_ready(server: Server) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if server.process.poll() is not None:
-            break
-        try:
-            if httpx.get(f"{server.url}/ready", timeout=5).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.5)
-    pytest.fail(f"the server did not start:\n{server.log.read_text()[-4000:]}", pytrace=False)
+    with running(engine_env, model, tmp_path_factory.mktemp("server"), free_port()) as server:
+        yield server
 
 
 def ask(url: str, **more: Any) -> Any:

@@ -284,3 +284,14 @@ def test_ctrl_c_ends_it_without_a_traceback(folder: Path) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_token_that_is_not_in_the_environment_is_told(
+    capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = {**HELD, "rollout.tokenEnv": "ENGINE_TOKEN"}
+    said = "rollout.tokenEnv: the environment variable ENGINE_TOKEN is not set"
+    code, _, _, wrong = checked(capsys, folder, wanted)
+    assert (code, wrong) == (1, [said])
+    monkeypatch.setenv("ENGINE_TOKEN", "s3cret")
+    assert checked(capsys, folder, wanted)[0] == 0

@@ -172,9 +172,10 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
         "rollout.resampleRounds: a group of one never has variance",
     ),
     (
-        {"rollout.weights": {"transfer": "nccl", "directory": "w"}},
-        "rollout.weights.directory: nccl writes no files",
+        {"rollout.weights": {"transfer": "nccl"}},
+        "rollout.weights.transfer: Input should be 'disk' or 'broadcast'",
     ),
+    ({"rollout.tokenEnv": "MY TOKEN"}, "rollout.tokenEnv: String should match"),
     ({"checkpoint.every": 101}, "checkpoint.every: 101, but the run has only 100 steps"),
     (
         {"evaluation": {"suite": "h.jsonl", "every": 101}},

@@ -198,6 +198,9 @@ def here(job: Job) -> tuple[list[tuple[str, str]], list[str], list[str]]:
             )
     wrong += run_until_interrupted(_unmade(_judges(job, data, evaluation)))
     wrong += _unwritable(job)
+    token = job.rollout.tokenEnv
+    if token is not None and not os.environ.get(token):
+        wrong.append(f"rollout.tokenEnv: the environment variable {token} is not set")
     return lines, doubts, wrong
 
 

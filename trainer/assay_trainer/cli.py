@@ -1,25 +1,32 @@
-"""The command line `assay-train`: check a job before anything runs."""
+"""The command line `assay-train`: check a job, run it, list what it kept."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from assay_trainer import check
-from assay_trainer.job import JobError, load
+from rich.console import Console
+
+from assay_trainer import check, inventory
+from assay_trainer.job import Job, JobError, load
+from assay_trainer.storage import CheckpointError
 from assay_verifiers.interrupts import Interrupted
 
-ABSENT = 1
+FAILED = 1
 WRONG = 2
+STOPPED = 3
 _EXIT_CODES = """exit codes:
-  0    the job can run here
-  1    the job is right, but something that it names is missing or wrong on this machine
-  2    the job file is wrong
-  130  ended by SIGINT
+  0         check: the job can run here; run: all steps are done; checkpoints: all are whole
+  1         something that the job names is missing or wrong on this machine, or the run failed;
+            checkpoints: one is damaged
+  2         the job file is wrong
+  3         run: stopped by an alarm, since it would harm the model or learns nothing
+  130, 143  ended by SIGINT, SIGTERM: a checkpoint was written, the same command goes on
 """
 
 
@@ -59,6 +66,39 @@ def _parser() -> argparse.ArgumentParser:
     )
     checked.add_argument("job", type=Path, metavar="JOB")
     checked.set_defaults(command=_check)
+    ran = commands.add_parser(
+        "run",
+        help="train, from the newest checkpoint on if there is one",
+        description="Trains to the job's last step. It may be killed at any time: the same command "
+        "goes on from the newest whole checkpoint. Ctrl-C ends it with one, a second Ctrl-C at "
+        "once. For several processes: torchrun --nproc-per-node N -m assay_trainer run JOB.",
+        epilog="example:\n  assay-train run job.json\n\n" + _EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    ran.add_argument("job", type=Path, metavar="JOB")
+    batches = ran.add_mutually_exclusive_group()
+    batches.add_argument(
+        "--record", type=Path, metavar="FOLDER", help="keep every batch of completions there"
+    )
+    batches.add_argument(
+        "--replay",
+        type=Path,
+        metavar="FOLDER",
+        help="learn from the batches that were kept there: asks no engine, weighs nothing",
+    )
+    ran.set_defaults(command=_run)
+    listed = commands.add_parser(
+        "checkpoints",
+        help="list a run's checkpoints, and whether they are whole",
+        description="Reads every byte of a run's checkpoints. Changes nothing, and may be used "
+        "while the run goes on.",
+        epilog="example:\n  assay-train checkpoints solver-rl\n\n" + _EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    listed.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="the job's checkpoint.directory"
+    )
+    listed.set_defaults(command=_checkpoints)
     return parser
 
 
@@ -71,6 +111,47 @@ def _check(options: argparse.Namespace) -> int:
         print(f"{word:<{width}}  {sentence}")
     for doubt in (*check.warnings(job), *doubts):
         print(f"warning: {doubt}")
-    for problem in wrong:
-        print(f"{options.job}: {problem}", file=sys.stderr)
-    return ABSENT if wrong else 0
+    return _told(options.job, wrong)
+
+
+def _told(path: Path, problems: Sequence[str]) -> int:
+    for problem in problems:
+        print(f"{path}: {problem}", file=sys.stderr)
+    return FAILED if problems else 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    job = load(options.job)
+    # torchrun starts several of us; one is enough to say what is wrong.
+    first = os.environ.get("RANK", "0") == "0"
+    if first and not options.replay and (wrong := check.here(job)[2]):
+        return _told(options.job, wrong)
+    return _trained(job, options, Console())
+
+
+def _trained(job: Job, options: argparse.Namespace, console: Console) -> int:
+    # Seconds of imports (torch, transformers), so only once the job is known to be right.
+    from assay_trainer.loop import TrainingStopped  # noqa: PLC0415
+    from assay_trainer.run import FAILURES, run  # noqa: PLC0415
+
+    try:
+        run(job, record=options.record, replay=options.replay, console=console)
+    except TrainingStopped as reason:
+        print(f"assay-train: stopped: {reason}", file=sys.stderr)
+        return STOPPED
+    except FAILURES as reason:
+        print(f"assay-train: {reason}", file=sys.stderr)
+        return FAILED
+    return 0
+
+
+def _checkpoints(options: argparse.Namespace) -> int:
+    try:
+        lines, problems = inventory.table(options.folder)
+    except CheckpointError as reason:
+        print(f"assay-train: {reason}", file=sys.stderr)
+        return FAILED
+    print("\n".join(lines))
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return FAILED if problems else 0

@@ -163,21 +163,16 @@ class NamedVerifier(JobModel):
 class Weights(JobModel):
     """How new weights come to the engines."""
 
-    transfer: Literal["disk", "nccl"] = Field(
-        "disk", description="Through storage that both see, or from GPU to GPU."
+    transfer: Literal["disk", "broadcast"] = Field(
+        "disk",
+        description="disk: through storage that both see. broadcast: from GPU to GPU by NCCL "
+        "(between CPUs by gloo).",
     )
     directory: LocalPath | None = Field(
         None,
-        description="disk: where they are put, best on memory. Default: weights under "
-        "checkpoint.directory.",
+        description="Where they are put, best on memory; the engines see it by the same path. "
+        "broadcast: only for engines that come back. Default: weights under checkpoint.directory.",
     )
-
-    @field_validator("directory")
-    @classmethod
-    def _is_used(cls, directory: Path | None, info: ValidationInfo) -> Path | None:
-        if directory is not None and info.data.get("transfer") == "nccl":
-            raise ValueError("nccl writes no files")
-        return directory
 
 
 _URL = r"^https?://[^\s/?#]+/?$"
@@ -195,6 +190,18 @@ class Rollout(JobModel):
     )
     attempts: int = Field(
         4, ge=1, le=100, description="Of one request, each on another engine if there is one."
+    )
+    waitSeconds: float = Field(
+        900.0,
+        gt=0,
+        le=86400,
+        description="Without any usable engine for longer, at the start or later, the run ends.",
+    )
+    tokenEnv: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="The environment variable that holds the engines' bearer token, which must be "
+        "allowed to update weights. Default: no token.",
     )
     maxTokens: int = Field(512, ge=1, description="The longest completion.")
     temperature: float = Field(
