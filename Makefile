@@ -8,10 +8,10 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help demo demo-down test test-unit test-verifiers cluster cluster-down bench crds lint clean
+.PHONY: help demo demo-down train-demo train-demo-down test test-unit test-verifiers cluster cluster-down bench crds lint clean
 
 help: ## List these commands
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 $(READY): pyproject.toml constraints.txt
 	@echo "Python environment: installing into $(VENV) (about a minute, once)"
@@ -25,6 +25,12 @@ demo: $(READY) ## Bring up a real cluster, install Assay, serve a model and chat
 
 demo-down: $(READY) ## Remove everything that `make demo` made
 	@$(RUN) -m examples.demo down
+
+train-demo: $(READY) ## Train a tiny model on verified rewards with a real SGLang, and show the curve
+	@$(RUN) -m examples.train_demo up
+
+train-demo-down: $(READY) ## Remove what `make train-demo` made
+	@$(RUN) -m examples.train_demo down
 
 test: lint test-unit test-verifiers ## Everything: lint, unit tests, verifiers, then a real cluster with real SGLang
 	@$(RUN) -m tests.all

@@ -5,9 +5,9 @@ Token ids and log-probs are kept as the engine gave them; nothing is ever tokeni
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 from assay_verifiers.config import VerifierModel
 from assay_verifiers.contract import Status, Task
@@ -109,3 +109,17 @@ class Batch:
     def groups(self) -> int:
         """How many prompts it has."""
         return len({sample.group for sample in self.samples})
+
+
+class Generates(Protocol):
+    """What draws completions: `engines.Engines`."""
+
+    async def generate(
+        self, ids: Sequence[int], *, n: int, max_tokens: int, temperature: float
+    ) -> Sequence[Completion]:
+        """Draws n completions of a prompt; temperature 0 is greedy. It bounds itself how many
+        requests are under way.
+
+        Raises:
+            Exception: no engine could; whatever was worth trying again was tried.
+        """

@@ -11,9 +11,9 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-from assay_trainer.batch import Completion, Prompt
+from assay_trainer.batch import Completion, Generates, Prompt
 from assay_trainer.settings import Evaluation
 from assay_verifiers.batch import DEFAULT_CONCURRENCY
 from assay_verifiers.contract import Verdict, wrong
@@ -22,15 +22,6 @@ from assay_verifiers.statistics import Interval, wilson
 
 Decode = Callable[[Sequence[int]], str]
 OnProgress = Callable[[int, int], None]
-
-
-class Generates(Protocol):
-    """Engines, as far as an evaluation needs them."""
-
-    async def generate(
-        self, ids: Sequence[int], *, n: int, max_tokens: int, temperature: float
-    ) -> Sequence[Completion]:
-        """Draws n completions of a prompt; temperature 0 is greedy."""
 
 
 @dataclass(frozen=True)

@@ -16,25 +16,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from assay_trainer.algorithms.advantage import SAME
-from assay_trainer.batch import Batch, Completion, Prompt, Sample
+from assay_trainer.batch import Batch, Completion, Generates, Prompt, Sample
 from assay_trainer.job import Job
 from assay_verifiers.batch import DEFAULT_CONCURRENCY, verify_batch
 from assay_verifiers.batch import Job as Judgement
 from assay_verifiers.contract import STATUSES, Verdict
 from assay_verifiers.registry import Bench
-
-
-class Draws(Protocol):
-    """What draws completions: `engines.Engines`."""
-
-    async def generate(
-        self, ids: Sequence[int], *, n: int, max_tokens: int, temperature: float
-    ) -> list[Completion]:
-        """n completions of a prompt. It bounds how many requests are under way itself.
-
-        Raises:
-            Exception: no engine could; whatever was worth trying again was tried.
-        """
 
 
 class Asks(Protocol):
@@ -57,7 +44,7 @@ class Rollout:
 
     def __init__(
         self,
-        engines: Draws,
+        engines: Generates,
         prompts: Asks,
         bench: Bench,
         job: Job,
