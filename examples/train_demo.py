@@ -245,7 +245,7 @@ def show(demo: Demo) -> None:
 1. The same job on another architecture:
      .venv/bin/python -m examples.train_demo up --family {other}
 2. Another algorithm: set "name" to "rloo", or "loss" to "cispo", in examples/train-demo/job.json
-   (docs/training.md says what they do), and run this again.
+   (docs/algorithms.md says what they do), and run this again.
 3. Stop it half-way with Ctrl-C, or kill it, and run this again: it goes on at its last checkpoint.
 
 What was trained lies in {demo.run}/checkpoints, each a folder that SGLang serves.

@@ -40,7 +40,7 @@ def learned(step: int) -> dict[str, float]:
         "entropy": 1 / step,
         "mismatch/mean": 3e-7,
         "groups/uniform": 0.4,
-        "truncated": 0.1,
+        "samples/truncated": 0.1,
         "samples/masked": 0.0,
         "seconds/rollout": 1.5,
         "seconds/verify-hidden": 0.2,

@@ -1,4 +1,4 @@
-"""What docs/training.md shows is what happens."""
+"""What docs/training.md and docs/algorithms.md show is what happens."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -13,13 +14,16 @@ from assay_trainer.algorithms.advantage import ADVANTAGES
 from assay_trainer.algorithms.kl import ESTIMATORS
 from assay_trainer.algorithms.loss import LOSSES
 from assay_trainer.algorithms.settings import CLIP
-from assay_trainer.cli import main
+from assay_trainer.cli import FAILED, STOPPED, WRONG, main
+from assay_trainer.status import Phase, State, as_json
+from assay_trainer.watch import Kind
 from tests.trainer.fields import table
 from tests.trainer.jobs import write_model
 
 REPOSITORY = Path(__file__).parents[2]
 EXAMPLE = REPOSITORY / "examples" / "rl-job.json"
 PAGE = (REPOSITORY / "docs" / "training.md").read_text()
+ALGORITHMS_PAGE = (REPOSITORY / "docs" / "algorithms.md").read_text()
 
 
 def test_the_pages_example_is_the_one_under_examples() -> None:
@@ -44,13 +48,31 @@ def test_the_page_lists_every_field_with_its_default() -> None:
 
 @pytest.mark.parametrize("name", [*ADVANTAGES, *LOSSES, *ESTIMATORS, "tis", "icepop", "none"])
 def test_the_page_explains_every_algorithm(name: str) -> None:
-    assert re.search(rf"^\| `{re.escape(name)}` \|", PAGE, re.MULTILINE)
+    assert re.search(rf"^\| `{re.escape(name)}` \|", ALGORITHMS_PAGE, re.MULTILINE)
 
 
 def test_the_page_tells_each_losss_own_bounds() -> None:
     assert CLIP.keys() == LOSSES.keys()
     for name, (low, high) in CLIP.items():
-        (line,) = (line for line in PAGE.splitlines() if line.startswith(f"| `{name}` | "))
+        (line,) = (
+            line for line in ALGORITHMS_PAGE.splitlines() if line.startswith(f"| `{name}` | ")
+        )
         assert re.search(r"\| (\[[^]|]+\]) \|", line), line
         (shown,) = re.findall(r"\| (\[[0-9][^]|]*\]) \|", line)
         assert json.loads(shown) == [low, high]
+
+
+def test_the_page_has_a_row_for_every_alarm() -> None:
+    for kind in get_args(Kind):
+        assert re.search(rf"^\| `{kind}` \|", PAGE, re.MULTILINE), kind
+
+
+def test_the_page_names_all_that_status_tells() -> None:
+    told = as_json(State("run", 1, began=0.0, progressed=0.0), 1.0)
+    for name in (*told, *get_args(Phase)):
+        assert f"`{name}`" in PAGE, name
+
+
+def test_the_page_has_a_row_for_every_exit_code() -> None:
+    for code in (0, FAILED, WRONG, STOPPED):
+        assert re.search(rf"^\| {code} \|", PAGE, re.MULTILINE), code

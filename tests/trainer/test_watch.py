@@ -25,7 +25,7 @@ HEALTHY = {
     "groups/uniform": 0.3,
     "groups/few": 0.0,
     "samples/masked": 0.0,
-    "truncated": 0.05,
+    "samples/truncated": 0.05,
     "mismatch/mean": 1e-3,
     "mismatch/max": 0.2,
     "ratio/mean": 1.0,
@@ -160,13 +160,13 @@ def test_a_ratio_that_explodes_warns_then_stops(ratio: float, stop: bool) -> Non
 
 
 def test_completions_that_are_mostly_cut_off_warn() -> None:
-    alarm = only(steps(3, {"truncated": 0.8}), rollout__maxTokens=64)
+    alarm = only(steps(3, {"samples/truncated": 0.8}), rollout__maxTokens=64)
     assert (alarm.kind, alarm.stop) == ("truncated", False)
     assert "80% of the completions were cut off at 64 tokens" in alarm.reason
 
 
 def test_alarms_that_stop_come_first() -> None:
-    found = alarms(steps(3, {"truncated": 0.8, "mismatch/mean": 2.0}), job())
+    found = alarms(steps(3, {"samples/truncated": 0.8, "mismatch/mean": 2.0}), job())
     assert [alarm.stop for alarm in found] == [True, False]
 
 

@@ -109,14 +109,77 @@ def test_the_trainer_knows_neither_the_operator_nor_kubernetes() -> None:
 
 
 def test_a_job_file_is_read_without_torch() -> None:
-    """All that `assay-train check` imports, too, as the interpreter sees it."""
     for name in ("job.py", "settings.py", "algorithms/settings.py"):
         light = {"pydantic", "assay_trainer", "assay_verifiers", *sys.stdlib_module_names}
         assert roots(TRAINER / name) <= light, name
         taken = {name for name in imports(TRAINER / name) if name.startswith("assay_verifiers")}
         assert taken <= {"assay_verifiers.config", "assay_verifiers.jsonlines"}, name
-    code = "import sys, assay_trainer.cli; sys.exit(bool({'torch', 'numpy'} & {*sys.modules}))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_job_is_checked_and_checkpoints_are_listed_without_torch() -> None:
+    """All that the command line imports before it trains, as the interpreter sees it."""
+    parts = ("settings", "job", "check", "manifest", "inventory", "storage", "cli")
+    code = f"""import sys, assay_trainer.cli
+missing = {{f"assay_trainer.{{part}}" for part in {parts!r}}} - {{*sys.modules}}
+heavy = {{"torch", "numpy", "transformers", "safetensors", "matplotlib"}} & {{*sys.modules}}
+print(sorted(missing), sorted(heavy))"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[] []\n", "")
+
+
+def parts_of_the_trainer() -> dict[str, set[str]]:
+    """Each module and the modules of the trainer that it needs to be imported."""
+    names = {
+        ".".join(path.relative_to(TRAINER).with_suffix("").parts): path
+        for path in TRAINER.rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    found: dict[str, set[str]] = {}
+    for name, path in names.items():
+        wanted: set[str] = set()
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ImportFrom) and node.module:
+                wanted.add(node.module)
+                wanted |= {f"{node.module}.{alias.name}" for alias in node.names}
+        found[name] = {other for other in names if f"assay_trainer.{other}" in wanted}
+    return found
+
+
+def test_the_trainers_imports_point_down() -> None:
+    left = parts_of_the_trainer()
+    while lowest := [name for name, needed in left.items() if not needed & left.keys()]:
+        for name in lowest:
+            del left[name]
+    assert not left, f"these import each other: {sorted(left)}"
+
+
+def test_only_the_run_knows_engines_and_learner_both() -> None:
+    """The loop does not: it is given them, so that a recording can stand in for engines."""
+    users: dict[str, set[str]] = {}
+    for name, needed in parts_of_the_trainer().items():
+        for other in needed:
+            users.setdefault(other, set()).add(name)
+    assert users["learner"] == {"run"}
+    assert users["engines"] == {"run", "weights", "broadcast"}
+    assert users["rollout"] == users["data"] == users["loop"] == {"run"}
+    assert not users.get("run") and users["cli"] == {"__main__"}
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        *("batch", "recording", "items", "data", "engine", "engines", "rollout", "evaluate"),
+        *("schedule", "metrics", "watch", "curve", "display", "status", "status_server"),
+    ],
+)
+def test_what_asks_judges_and_watches_handles_no_tensors(part: str) -> None:
+    assert "torch" not in roots(TRAINER / f"{part}.py")
+
+
+@pytest.mark.parametrize("part", ["batch", "manifest", "schedule", "watch"])
+def test_what_the_trainer_decides_from_plain_data_is_pure(part: str) -> None:
+    shell = {"asyncio", "httpx", "os", "pathlib", "random", "subprocess", "threading", "time"}
+    assert not shell & roots(TRAINER / f"{part}.py")
 
 
 def test_algorithms_are_pure() -> None:

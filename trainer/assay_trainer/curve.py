@@ -35,13 +35,13 @@ Line = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 SCORE = "evaluation/score"
 SAMPLE = "evaluation/sample@1"
-TIMES = ("rollout", "verify", "train", "push", "evaluate", "checkpoint")
+TIMES = ("rollout", "verify", "train", "push", "evaluate")
 """In the order of a step; what else is measured as seconds/... comes after them."""
 SECONDS = "seconds/"
 WALL = "seconds/step"
 """From one finished step to the next, by the clock."""
-WITHIN = {"seconds/verify-hidden"}
-"""Is a part of another one."""
+WITHIN = {"seconds/verify-hidden", "seconds/push/write", "seconds/waited"}
+"""Are parts of others."""
 LEFT, RIGHT = 0.055, 0.98
 _INK, _GREY, _GOOD, _BAD, _DOUBT = "#222222", "#767676", "#00795a", "#b3261e", "#9a6700"
 _REWARD, _HELD_OUT, _SAMPLED = "#0072b2", "#00795a", "#d97706"
@@ -305,7 +305,7 @@ def _shares(axes: Axes, history: Sequence[Metrics], end: float) -> None:
     _small(axes, end, "Not learned from", "")
     named = {
         "groups alike": ("groups/uniform", _REWARD),
-        "cut off": ("truncated", _SAMPLED),
+        "cut off": ("samples/truncated", _SAMPLED),
         "not judged": ("samples/masked", _BAD),
     }
     for label, (name, colour) in named.items():

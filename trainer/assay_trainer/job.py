@@ -57,7 +57,11 @@ class Job(JobModel):
     )
     status: Status | None = Field(None, description="Without it there is no HTTP server.")
     seed: int = Field(
-        0, ge=0, lt=2**32, description="Of the items' order, of sampling and of the trainer."
+        0,
+        ge=0,
+        lt=2**32,
+        description="Of the items' order, and of items that are made where their source names no "
+        "seed. Not of sampling: engines have a seed of their own.",
     )
 
     @property

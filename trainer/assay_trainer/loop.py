@@ -28,6 +28,7 @@ from assay_trainer.watch import Alarm, alarms
 from assay_trainer.weights import Source, Transfer
 from assay_verifiers.interrupts import Interrupted
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 CURVE_SECONDS = 30.0
 """How often curve.png is drawn at most, between evaluations."""
 
@@ -138,7 +139,8 @@ class Loop:
                 whole.
         """
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        for number in SIGNALS:
             loop.add_signal_handler(number, self._stop, number)
         try:
             await self._begin()
@@ -151,8 +153,9 @@ class Loop:
             await self._leave()
             raise
         finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number, handler in before.items():
                 loop.remove_signal_handler(number)
+                signal.signal(number, handler)
             await self._draw_curve(0.0)
             if self._engined:
                 await self._engined.transfer.close()
@@ -161,15 +164,17 @@ class Loop:
         self._status.update(message=f"{signal.Signals(number).name}: ending with a checkpoint")
         if not self._came.done():
             self._came.set_result(number)
-        # Who asks twice does not want to wait.
-        asyncio.get_running_loop().remove_signal_handler(number)
+        # Who asks twice does not want to wait, not even for the thread that learns.
+        for each in SIGNALS:
+            asyncio.get_running_loop().remove_signal_handler(each)
+            signal.signal(each, signal.SIG_DFL)
 
     async def _until_told(self, work: Awaitable[T]) -> T:
-        """The work's result; it is given up when a signal comes, or before it begins."""
+        """The work's result; it is given up when a signal comes, unless it is done by then."""
         task = asyncio.ensure_future(work)
         try:
             await asyncio.wait((task, self._came), return_when=asyncio.FIRST_COMPLETED)
-            if self._came.done():
+            if self._came.done() and (not task.done() or task.exception()):
                 raise Interrupted(self._came.result())
             return task.result()
         finally:
@@ -186,7 +191,8 @@ class Loop:
             self._line |= await self._until_told(self._weigh())
             if self._weighed:
                 self._status.weighed(0, self._log.append(0, self._line))
-        self._line = {}
+        # It is of the base model, not of the first checkpoint.
+        self._line, self._weighed = {}, None
 
     async def _step(self) -> None:
         began = time.monotonic()
@@ -210,7 +216,7 @@ class Loop:
                 self.place = replace(self.place, buffer=await self._until_told(ahead))
                 waited += time.monotonic() - since
         finally:
-            if ahead and not ahead.done():
+            if ahead:
                 ahead.cancel()
                 with suppress(asyncio.CancelledError, Exception):
                     await ahead

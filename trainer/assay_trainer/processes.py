@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -174,8 +174,10 @@ class Group:
         _failing_together(self._world, lambda: self._learner.load_state(state))
 
     def close(self) -> None:
-        """Lets the other processes end."""
-        _say(self._world, None)
+        """Lets the other processes end; one that has failed needs no word."""
+        # What broke the connection is being told already, and must not be hidden by this.
+        with suppress(RuntimeError):
+            _say(self._world, None)
 
     def _together(self, name: str, function: Callable[..., T], *arguments: Any) -> T:
         _say(self._world, (name, arguments))

@@ -206,7 +206,7 @@ def _ratio(steps: Sequence[Metrics], job: Job) -> Iterator[Alarm]:
 
 
 def _truncated(steps: Sequence[Metrics], job: Job) -> Iterator[Alarm]:
-    shares = [line.get("truncated", 0.0) for line in steps[-IN_A_ROW:]]
+    shares = [line.get("samples/truncated", 0.0) for line in steps[-IN_A_ROW:]]
     if len(shares) == IN_A_ROW and min(shares) > TRUNCATED:
         yield Alarm(
             "truncated",

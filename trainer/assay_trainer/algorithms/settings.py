@@ -16,7 +16,7 @@ class Kl(JobModel):
         0.0, ge=0, le=100, description="Of the estimate in the loss; 0 needs no reference model."
     )
     estimator: Literal["k1", "k2", "k3"] = Field(
-        "k3", description="Which estimate of the divergence: docs/training.md."
+        "k3", description="Which estimate of the divergence: docs/algorithms.md."
     )
 
 
@@ -55,7 +55,7 @@ authors set none there, and a wide one above, for which they give no number."""
 
 
 class Algorithm(JobModel):
-    """How rewards become a gradient: docs/training.md has the formulas."""
+    """How rewards become a gradient: docs/algorithms.md has the formulas."""
 
     name: Literal["grpo", "dr-grpo", "rloo", "reinforce++"] = Field(
         "grpo", description="How rewards become advantages."
