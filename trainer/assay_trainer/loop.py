@@ -19,13 +19,14 @@ from torch import Tensor
 
 from assay_trainer import curve, recording
 from assay_trainer.batch import Batch
-from assay_trainer.checkpoint import Checkpoints
+from assay_trainer.checkpoint import Checkpoints, Loaded
+from assay_trainer.engine import EngineError
 from assay_trainer.evaluate import Evaluated
 from assay_trainer.job import Job
 from assay_trainer.metrics import MetricsLog
 from assay_trainer.status import EngineState, Status
 from assay_trainer.watch import Alarm, alarms
-from assay_trainer.weights import Source, Transfer
+from assay_trainer.weights import Source, Transfer, WeightsError
 from assay_verifiers.interrupts import Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -83,11 +84,13 @@ class Place:
         step: that is done.
         position: the first item that no step up to it has used.
         buffer: the next step's batch, where it was drawn already.
+        weighed: False where the step's evaluation was due and the run ended before it.
     """
 
     step: int = 0
     position: int = 0
     buffer: Batch | None = None
+    weighed: bool = True
 
 
 class Loop:
@@ -150,7 +153,10 @@ class Loop:
                 await self._step()
             self._status.update(phase="finished", message="all steps are done")
         except Interrupted:
-            await self._leave()
+            await self._leave("ended by a signal; the same command goes on")
+            raise
+        except (EngineError, WeightsError) as reason:
+            await self._leave(str(reason))
             raise
         finally:
             for number, handler in before.items():
@@ -184,13 +190,17 @@ class Loop:
                     await task
 
     async def _begin(self) -> None:
-        """The engines get the weights that the run begins with, which are weighed if they are the
-        base model's."""
+        """The engines get the weights that the run begins with. Those of the base model are
+        weighed, and those of a run that ended just before that."""
         self._line = await self._push()
-        if not self.place.step and not self._log.history:
+        base = not self.place.step and not self._log.history
+        if base or not self.place.weighed:
             self._line |= await self._until_told(self._weigh())
-            if self._weighed:
-                self._status.weighed(0, self._log.append(0, self._line))
+        if self._weighed and base:
+            self._status.weighed(0, self._log.append(0, self._line))
+        elif self._weighed:
+            self._status.weighed(self.place.step, self._line)
+            await self._save()
         # It is of the base model, not of the first checkpoint.
         self._line, self._weighed = {}, None
 
@@ -238,7 +248,7 @@ class Loop:
         return asyncio.ensure_future(self._source.draw(step, position))
 
     def _due(self, every: int) -> bool:
-        return self.place.step % every == 0 or self.place.step == self._job.trainer.steps
+        return is_due(self.place.step, every, self._job.trainer.steps)
 
     async def _push(self) -> dict[str, float]:
         if not self._engined:
@@ -296,13 +306,13 @@ class Loop:
         self._saved = self.place.step
         await self._draw_curve(0.0 if weighed else CURVE_SECONDS)
 
-    async def _leave(self) -> None:
-        """After a signal: what was learned is kept."""
+    async def _leave(self, why: str) -> None:
+        """The end before the end, of which the learner is not to blame: what it learned is kept."""
         if self._line and self.place.step:
             self._tell()
         if self.place.step > self._saved:
             await self._save()
-        self._status.update(phase="stopped", message="ended by a signal; the same command goes on")
+        self._status.update(phase="stopped", message=why)
 
     async def _draw_curve(self, seconds: float) -> None:
         """The picture, unless it is younger than that. Without it a run is none the worse."""
@@ -315,3 +325,23 @@ class Loop:
         except OSError as reason:
             self._status.update(message=f"{path} cannot be drawn: {reason}")
         self._drawn = time.monotonic()
+
+
+def place_of(job: Job, loaded: Loaded | None) -> Place:
+    """Where a run goes on from a checkpoint; without one, at its beginning.
+
+    Raises:
+        RecordingError: the batch that was drawn ahead cannot be read.
+    """
+    if loaded is None:
+        return Place()
+    step = loaded.manifest.step
+    buffer = recording.load(loaded.buffer) if loaded.buffer else None
+    asked = job.evaluation is not None and is_due(step, job.evaluation.every, job.trainer.steps)
+    weighed = not asked or loaded.manifest.evaluation is not None
+    return Place(step, int(loaded.state()["position"]), buffer, weighed)
+
+
+def is_due(step: int, every: int, steps: int) -> bool:
+    """Whether something is that is done every so many steps, and after the last."""
+    return step % every == 0 or step == steps

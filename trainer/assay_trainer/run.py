@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, ExitStack
 from functools import partial
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from transformers import AutoConfig
 
@@ -23,7 +24,7 @@ from assay_trainer.evaluate import Evaluated, evaluate
 from assay_trainer.items import DataError
 from assay_trainer.job import Job
 from assay_trainer.learner import Learner, LearnerError
-from assay_trainer.loop import Draws, Engined, Loop, Place
+from assay_trainer.loop import Draws, Engined, Loop, place_of
 from assay_trainer.manifest import fingerprint
 from assay_trainer.metrics import MetricsError, MetricsLog
 from assay_trainer.model import ModelError
@@ -95,6 +96,8 @@ def run(job: Job, *, record: Path | None, replay: Path | None, console: Console)
         FAILURES: what went wrong.
     """
     with joined() as world:
+        # What a model draws itself, such as dropout, begins from here; checkpoints keep its place.
+        torch.manual_seed(job.seed)
         if world.rank:
             _follow(job, world)
             return
@@ -112,7 +115,7 @@ def run(job: Job, *, record: Path | None, replay: Path | None, console: Console)
             stack.callback(group.close)
             if loaded:
                 group.load_state(loaded.tensors())
-            place = _place(loaded)
+            place = place_of(job, loaded)
             log = stack.enter_context(
                 MetricsLog(job.checkpoint.directory / "metrics.jsonl", place.step)
             )
@@ -141,13 +144,6 @@ def _follow(job: Job, world: World) -> None:
         signal.signal(number, signal.SIG_IGN)
     folder: Path | None = agreed(world, None)
     follow(world, Learner.load(job, world, folder))
-
-
-def _place(loaded: Loaded | None) -> Place:
-    if loaded is None:
-        return Place()
-    buffer = recording.load(loaded.buffer) if loaded.buffer else None
-    return Place(loaded.manifest.step, int(loaded.state()["position"]), buffer)
 
 
 def _tell(display: Display, job: Job, keeper: Checkpoints, loaded: Loaded | None) -> None:
