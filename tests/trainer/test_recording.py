@@ -8,6 +8,7 @@ import resource
 import signal
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -115,24 +116,26 @@ def test_a_file_that_is_missing_or_something_else_is_told_by_its_name(tmp_path: 
         load(tmp_path / "other")
 
 
-@pytest.fixture
-def small_files() -> Iterator[int]:
-    """A storage that is full after so many bytes of a file."""
+@contextmanager
+def small_files() -> Iterator[None]:
+    """A storage that is full after so many bytes of a file. Only around what is tested: pytest's
+    own output may be a file, too."""
     kept, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.RLIMIT_FSIZE
     before = resource.getrlimit(limits)
     resource.setrlimit(limits, (4096, before[1]))
-    yield 4096
-    resource.setrlimit(limits, before)
-    signal.signal(signal.SIGXFSZ, kept)
+    try:
+        yield
+    finally:
+        resource.setrlimit(limits, before)
+        signal.signal(signal.SIGXFSZ, kept)
 
 
-def test_storage_that_fills_up_leaves_the_earlier_file_and_nothing_half(
-    tmp_path: Path, small_files: int
-) -> None:
+def test_storage_that_fills_up_leaves_the_earlier_file_and_nothing_half(tmp_path: Path) -> None:
     path = tmp_path / "batch"
     small, large = drawn(1, samples=3), drawn(2, samples=200)
     save(small, path)
-    with pytest.raises(RecordingError, match="batch: cannot be written: File too large"):
+    wanted = pytest.raises(RecordingError, match="batch: cannot be written: File too large")
+    with wanted, small_files():
         save(large, path)
     assert load(path) == small
     assert list(tmp_path.iterdir()) == [path]
