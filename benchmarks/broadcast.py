@@ -5,7 +5,7 @@
 The weights have the shapes of Qwen3-0.6B, in bf16, random. They begin and end where they do in
 training: on the CPU, as the learner gathers them, and in a process of its own that takes them as
 SGLang does (tests/trainer/receiver.py), which reports the version. With `cpu` on both sides it runs
-over gloo. Prints one JSON object.
+over gloo, and only prints what it found.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -27,6 +28,7 @@ import torch
 from assay_trainer.broadcast import BroadcastTransfer
 from assay_trainer.engines import Engines
 from assay_trainer.settings import Rollout
+from benchmarks.common import Row, python_versions, write
 
 REPOSITORY = Path(__file__).parents[1]
 VOCABULARY, WIDTH, LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD = 151_936, 1024, 28, 3072, 16, 8, 128
@@ -116,7 +118,54 @@ def main() -> None:
             found = asyncio.run(measured(url, torch.device(options.source), options.rounds))
         finally:
             receiver.kill()
-    print(json.dumps({"from": options.source, "to": options.target, **found}))
+    figures = {"from": options.source, "to": options.target, "rounds": options.rounds, **found}
+    print(json.dumps(figures))
+    if "cpu" not in {options.source, options.target}:
+        report(figures, f"{gpus()}. {python_versions('torch')}")
+
+
+def gpus() -> str:
+    """The GPUs and their driver."""
+    words = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    told = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
+    name, driver = told[0].split(", ")
+    nccl = ".".join(map(str, torch.cuda.nccl.version()))
+    return f"{len(told)} {name}, driver {driver}, NCCL {nccl}"
+
+
+def report(figures: Mapping[str, Any], about: str) -> None:
+    """Writes the table."""
+    words = f"{figures['from']} to {figures['to']}, {figures['bytes'] / 1e9:.2f} GB"
+    value = (
+        f"{figures['median']:.2f} s ({figures['fastest']:.2f} to {figures['slowest']:.2f}, "
+        f"{figures['rounds']} updates); {figures['GB/s']:.1f} GB/s"
+    )
+    arrived = "yes" if figures["arrived"] else "no"
+    rows = [
+        Row(f"{words}: one update", value),
+        Row(f"{words}: the first one, which forms the group", f"{figures['first']:.2f} s"),
+        Row("sums of all tensors as they were sent", arrived, "yes", figures["arrived"]),
+    ]
+    notes = [
+        "Weights in the shapes of Qwen3-0.6B, bf16, random. An update: tensors on the trainer's "
+        "CPU put together in buckets of 512 MiB, copied to its GPU, broadcast by NCCL, received "
+        "by another process on the other GPU, which then reports the new version. Gathering them "
+        "from the learner is not in it.",
+        f"Median, with the fastest and slowest, after {WARM_UPS} warm-ups. The receiver takes its "
+        "orders over HTTP as SGLang does (tests/trainer/receiver.py); it is no SGLang and copies "
+        "nothing into a model.",
+    ]
+    if os.environ.get("NCCL_NVLS_ENABLE") == "0":
+        notes.append("NVLink multicast was off (NCCL_NVLS_ENABLE=0).")
+    write(
+        "broadcast",
+        "New weights from GPU to GPU",
+        rows,
+        notes=notes,
+        about=about,
+        raw=dict(figures),
+        command="python -m benchmarks.broadcast",
+    )
 
 
 if __name__ == "__main__":

@@ -12,25 +12,27 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import Row, python_versions, say, write
 from benchmarks.learner_batch import PEAK, QWEN3_06B, TINY, Setting, operations, record
-from benchmarks.learner_table import notes, rows
+from benchmarks.learner_table import line, notes, rows
 
-ARMS = ("ours", "trl", "trl-liger", "trl-liger-loss")
+ARMS = ("ours", "ours-512", "trl", "trl-liger", "trl-liger-loss")
 MORE = ("trl-compiled",)
-"""Runs only when it is asked for: memory is enough for four at a time."""
+"""Runs only when it is asked for."""
 ON_CPU = ("ours", "trl", "trl-liger-loss")
 SETTINGS = (
     Setting("mixed", 4, 8, prompt=(128, 512), completion=(16, 1024), median=320),
@@ -41,7 +43,9 @@ SMALL = (
     Setting("equal", 2, 4, prompt=(20, 20), completion=(40, 40), shared=False, per_pass=4),
 )
 PROBES = (8192, 16384)
-"""Lengths from which the longest is guessed, before it is tried."""
+"""Lengths that every arm takes; from there the search goes on."""
+FIRST = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+"""The one GPU that an arm sees: TRL would spread its model over all that it finds."""
 GIB = 2**30
 SERVER = (sys.executable, "-m", "benchmarks.learner_arms")
 
@@ -60,9 +64,10 @@ class Arm:
         folder: of the model and the logs.
         shape: of the model.
         setting: the first batch.
+        gpu: the one that it sees.
     """
 
-    def __init__(self, name: str, folder: Path, shape: str, setting: Setting) -> None:
+    def __init__(self, name: str, folder: Path, shape: str, setting: Setting, gpu: str) -> None:
         self.name = name
         self._log = folder / f"{name}-{setting.name}.log"
         words = [*SERVER, name, str(folder / "model"), shape]
@@ -72,6 +77,7 @@ class Arm:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
+                env=os.environ | {"CUDA_VISIBLE_DEVICES": gpu},
                 text=True,
             )
 
@@ -144,11 +150,16 @@ class Run:
     def shape(self) -> Any:
         return TINY if self.options.shape == "tiny" else QWEN3_06B
 
-    def start(self, stack: ExitStack, setting: Setting) -> dict[str, Arm]:
-        """Starts all arms at the same time; those that cannot run are told and left out."""
-        arms = {
-            name: Arm(name, self.folder, self.options.shape, setting) for name in self.options.arms
-        }
+    def start(
+        self, stack: ExitStack, names: Sequence[str], setting: Setting, gpu: str = FIRST
+    ) -> dict[str, Arm]:
+        """Starts all arms at the same time; those that cannot run are told and left out.
+
+        Raises:
+            ArmError: ours cannot: the others would be timed beside nothing.
+        """
+        shape = self.options.shape
+        arms = {name: Arm(name, self.folder, shape, setting, gpu) for name in names}
         for arm in arms.values():
             stack.callback(arm.close)
         return {name: arm for name, arm in arms.items() if self._tried(arm, arm.ready)}
@@ -159,14 +170,14 @@ class Run:
         except ArmError as error:
             say(str(error))
             self.figures.setdefault("failed", {})[arm.name] = str(error)
-            if arm.name == self.options.arms[0] and "longest" not in self.figures:
-                raise  # The others would be measured beside nothing.
+            if arm.name == self.options.arms[0]:
+                raise
             return None
 
     def updates(self, settings: Sequence[Setting]) -> None:
         """Times updates: warm-ups, then rounds in which every arm has its turn."""
         with ExitStack() as stack:
-            arms = self.start(stack, settings[0])
+            arms = self.start(stack, self.options.arms, settings[0])
             begun = time.monotonic()
             for number, setting in enumerate(settings, 1):
                 # Each setting gets its share, so that the last one is not the one without time.
@@ -214,7 +225,8 @@ class Run:
         found: Json = {"limit": memory, "arms": {}}
         self.figures["longest"] = found
         with ExitStack() as stack:
-            arms = self.start(stack, _single(PROBES[0]))
+            names = [name for name in self.options.arms if name != "ours-512"]
+            arms = self.start(stack, names, _single(PROBES[0]), self.options.beside or FIRST)
             for left, (name, arm) in zip(range(len(arms), 0, -1), arms.items(), strict=True):
                 tries: list[Json] = []
                 found["arms"][name] = tries
@@ -234,32 +246,23 @@ class Run:
 
         for length in (PROBES[0], *PROBES):
             fits(length)  # The first makes the optimiser's tensors and compiles.
-        a, b = line(tries)
         arm.limit(memory)
-        length = int((memory - a) / b * 0.97) // 256 * 256
         good, bad = PROBES[-1], 0
         for _ in range(self.options.tries):
+            # Short of a few GiB the peak is the optimiser's, so no line is trusted beyond 2x.
+            fixed, slope = line(tries)
+            guess = (memory * 0.98 - fixed) / slope if slope > 0 else 2 * good
+            length = int(min(guess, 2 * good)) // 256 * 256
+            if not good * 1.01 < length < (bad or 3 * good) * 0.99:
+                length = int(good + (bad or good * 1.06)) // 512 * 256
             if time.monotonic() > until or length <= good:
                 break
             if fits(length):
                 good = length
             else:
                 bad = length
-            if bad and bad / good < 1.02:
+            if bad and bad / good < 1.03:
                 break
-            if not bad:
-                length = int(good * 1.04) // 256 * 256
-            elif good == PROBES[-1]:
-                length = int(bad * 0.94) // 256 * 256
-            else:
-                length = (good + bad) // 512 * 256
-
-
-def line(tries: Sequence[Json]) -> tuple[float, float]:
-    """Peak memory of the last two probes as a + b * length."""
-    (first, low), (second, high) = ((t["length"], t["peak"]) for t in tries[1:3])
-    slope = (high - low) / (second - first)
-    return low - slope * first, slope
 
 
 def _single(length: int) -> Setting:
@@ -308,13 +311,16 @@ def main() -> int:
     parser.add_argument("--arms", nargs="+", choices=ARMS + MORE, default=None)
     parser.add_argument("--warmups", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--limit", type=float, default=24.0, help="GiB, for the longest sequence")
-    parser.add_argument("--tries", type=int, default=5, help="for it; 0: not at all")
+    parser.add_argument("--limit", type=float, default=16.0, help="GiB, for the longest sequence")
+    parser.add_argument("--tries", type=int, default=9, help="for it; 0: not at all")
     parser.add_argument("--seconds", type=float, default=500.0, help="when to come to an end")
     parser.add_argument("--timing", type=float, default=0.62, help="the updates' share of that")
+    parser.add_argument("--beside", default="", help="GPU for the longest sequence, meanwhile")
     parser.add_argument("--logs", type=Path, default=None, help="where the arms' logs are left")
     options = parser.parse_args()
     gpu = device()
+    if options.beside:
+        options.timing = 1.0
     options.arms = options.arms or (ARMS if gpu else ON_CPU)
     # Without where the logs went, which is nobody else's.
     words = [w for w in sys.argv[1:] if w not in ("--logs", str(options.logs))]
@@ -324,16 +330,23 @@ def main() -> int:
         folder.mkdir(parents=True, exist_ok=True)
         run = Run(options, folder, time.monotonic() + options.seconds)
         run.figures |= {"device": gpu or "no GPU", "peak": PEAK, "shape": dict(run.shape)}
+        run.figures |= {"beside": bool(options.beside), "rounds": options.rounds}
         say("making the model")
         subprocess.run([*SERVER, "make", str(folder / "model"), options.shape], check=True)
-        try:
-            run.updates(SETTINGS if gpu else SMALL)
-        except ArmError:
-            return 1
-        report(run, command)
-        if gpu and options.tries:
-            run.longest()
-            report(run, command)
+        settings = SETTINGS if gpu else SMALL
+        with ThreadPoolExecutor(1) as pool:
+            beside = pool.submit(run.longest) if options.beside else None
+            try:
+                run.updates(settings)
+                timed = {k: v for k, v in run.figures.items() if k != "longest"}
+                report(replace(run, figures=timed), command)
+                if beside or (gpu and options.tries):
+                    try:
+                        beside.result() if beside else run.longest()
+                    finally:
+                        report(run, command)
+            except ArmError:
+                return 1
     return 1 if run.figures.get("failed") else 0
 
 

@@ -32,6 +32,8 @@ import torch
 from benchmarks.learner_batch import QWEN3_06B, TINY, Recorded, Setting, record
 
 SHAPES: Mapping[str, Mapping[str, Any]] = {"qwen3-0.6b": QWEN3_06B, "tiny": TINY}
+OURS = {"ours": 2048, "ours-512": 512}
+"""Our arms: logProbChunk, of which the first is the default."""
 ON_GPU = torch.cuda.is_available()
 
 
@@ -160,10 +162,10 @@ def main() -> None:
         make(Path(folder), shape)
         return
     setting = Setting.of_json(json.loads(rest[0]))
-    if what == "ours":
+    if what in OURS:
         from benchmarks.learner_ours import serve  # noqa: PLC0415
 
-        serve(Path(folder), shape, setting)
+        serve(Path(folder), shape, setting, OURS[what])
     else:
         serve_trl(what, Path(folder), shape, setting)
 

@@ -43,7 +43,13 @@ class FromRecords(Learner):
         self._job = job
 
 
-def job(folder: Path, setting: Setting, on_gpu: bool, clip: float = OPTIMISER.clip) -> Job:
+def job(
+    folder: Path,
+    setting: Setting,
+    on_gpu: bool,
+    clip: float = OPTIMISER.clip,
+    chunk: int = 2048,
+) -> Job:
     """What a user would write to get what the other arms do."""
     prompt, completion = setting.prompt[1], setting.completion[1]
     return Job.model_validate(
@@ -66,6 +72,7 @@ def job(folder: Path, setting: Setting, on_gpu: bool, clip: float = OPTIMISER.cl
                 "betas": OPTIMISER.betas,
                 "weightDecay": OPTIMISER.decay,
                 "gradientClip": clip,
+                "logProbChunk": chunk,
                 "precision": "bf16" if on_gpu else "fp32",
                 # As many as the other arms' passes have with their padding.
                 "tokensPerMicroBatch": setting.per_pass * (prompt + completion),
@@ -99,13 +106,16 @@ def samples(batch: Recorded) -> list[Sample]:
 
 
 class _Served:
-    def __init__(self, folder: Path, shape: str, world: World, first: Setting) -> None:
+    def __init__(self, folder: Path, shape: str, world: World, first: Setting, chunk: int) -> None:
         self._folder, self._shape, self._world = folder, shape, world
-        self._setting = first
+        self._setting, self._chunk = first, chunk
         self._learner: FromRecords | None = self._made()
 
     def _made(self) -> FromRecords:
-        return FromRecords.load(job(self._folder, self._setting, ON_GPU), self._world)
+        return FromRecords.load(self._job(), self._world)
+
+    def _job(self) -> Job:
+        return job(self._folder, self._setting, ON_GPU, chunk=self._chunk)
 
     def load(self, batch: Recorded, setting: Setting) -> None:
         self._setting = setting
@@ -115,7 +125,7 @@ class _Served:
             # AdamW makes its tensors in its first update, when activations are gone already.
             first = record(WARM, SHAPES[self._shape])
             self._learner.update(samples(first), first.advantages)
-        self._learner.now(job(self._folder, setting, ON_GPU))
+        self._learner.now(self._job())
 
     def update(self) -> dict[str, float] | None:
         """The update's numbers; None for want of memory."""
@@ -134,10 +144,10 @@ class _Served:
         return None
 
 
-def serve(folder: Path, shape: str, setting: Setting) -> None:
+def serve(folder: Path, shape: str, setting: Setting, chunk: int) -> None:
     """Serves commands until they end."""
     with joined() as world:
-        served = _Served(folder, shape, world, setting)
+        served = _Served(folder, shape, world, setting, chunk)
         commands = Commands(served.load, shape)
         served.load(record(setting, SHAPES[shape]), setting)
         commands.answer(ready="ours")
