@@ -119,7 +119,7 @@ def main() -> int:
         "Training: the small task",
         [row for seed, lines in ordered.items() for row in of_seed(int(seed), lines)],
         notes=[
-            "A Qwen3 of 0.4 million parameters sorts eight digits: examples/train-demo. Engine, "
+            "A Qwen3 of 0.4 million parameters sorts six numbers: examples/train-demo. Engine, "
             "trainer and verifiers share the machine's cores. Held out are 200 items; sample@1 is "
             "the mean over four samples of each at the temperature of training.",
             "Time counts from the end of the first evaluation, before the first step, with "

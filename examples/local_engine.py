@@ -62,7 +62,7 @@ class LocalEngine:
 
 @contextlib.contextmanager
 def local_engine(
-    environment: Path, model: Path, folder: Path, *arguments: str
+    environment: Path, model: Path, folder: Path, *arguments: str, port: int | None = None
 ) -> Iterator[LocalEngine]:
     """Starts an engine with the arguments of the CPU profile, and stops it whatever happens.
 
@@ -74,6 +74,7 @@ def local_engine(
         model: what it serves.
         folder: of its log, and its home.
         arguments: SGLang's, which go before the profile's.
+        port: where it listens; None: on one that is free.
 
     Raises:
         ClusterError: there is no Python of the version that the environment is for.
@@ -89,7 +90,7 @@ def local_engine(
     pointer = folder / "pointer.json"
     pointer.write_text(json.dumps({"path": str(model), "version": "start"}))
     log = folder / "engine.log"
-    port = free_port()
+    port = port or free_port()
     profile = resolve("auto", "cpu", "throughput", None)
     setpriv = shutil.which("setpriv")
     command = [

@@ -3,7 +3,7 @@
 python -m examples.train_demo up      make the task, start SGLang, train, show the curve
 python -m examples.train_demo down    remove what it made (not the engine environment)
 
-A model of 0.4 million parameters learns to sort eight digits. What is trained, how and on what
+A model of 0.4 million parameters learns to sort six numbers. What is trained, how and on what
 stands in examples/train-demo/job.json; the model is made by examples/train-demo/make_task.py. A run
 that was interrupted goes on at its newest checkpoint; one that came to its end starts over.
 """
@@ -179,12 +179,11 @@ def environment_python() -> str:
     return python
 
 
-def run_trainer(job: Path, environment: Path) -> int:
-    """`assay-train run`, with torch from the engine environment where there is no other.
+def trainer_variables(environment: Path) -> dict[str, str]:
+    """The environment of a trainer, with torch from the engine's where there is no other.
 
     Raises:
         ClusterError: this Python can use neither.
-        KeyboardInterrupt: a signal came; the trainer was told and has ended.
     """
     variables = {**os.environ, "OMP_NUM_THREADS": TRAINER_THREADS, "HF_HUB_OFFLINE": "1"}
     if importlib.util.find_spec("torch") is None:
@@ -197,13 +196,23 @@ def run_trainer(job: Path, environment: Path) -> int:
                 "or install 'assay[trainer]'.",
             )
         variables["PYTHONPATH"] = str(environment)
+    return variables
+
+
+def run_trainer(job: Path, environment: Path) -> int:
+    """`assay-train run`; its exit code.
+
+    Raises:
+        ClusterError: see `trainer_variables`.
+        KeyboardInterrupt: a signal came; the trainer was told and has ended.
+    """
     setpriv = shutil.which("setpriv")
     trainer = subprocess.Popen(
         [
             *((setpriv, "--pdeathsig", "TERM", "--") if setpriv else ()),
             *(sys.executable, "-m", "assay_trainer", "run", str(job)),
         ],
-        env=variables,
+        env=trainer_variables(environment),
         # So that a Ctrl-C reaches it once, from here, also where it was sent to this process only.
         start_new_session=True,
     )

@@ -3,12 +3,12 @@
 
     python make_task.py --out FOLDER [--seed 1] [--family qwen3]
 
-    sort 4 2 9 1 7 7 0 3        0 1 2 3 4 7 7 9
+    sort 41 7 30 12 49 8        7 8 12 30 41 49
 
 FOLDER gets `model`, a Hugging Face folder that SGLang serves, and two suites, `train.jsonl` and
-`heldout.jsonl`. No held-out question has the digits of one that is trained on, in any order. The
+`heldout.jsonl`. No held-out question has the numbers of one that is trained on, in any order. The
 model has 0.4 million parameters and a word-level tokenizer of its own; a short supervised warm-up
-ends as soon as one in twelve of its answers, sampled, would be right: enough for groups of sixteen
+ends as soon as one in sixteen of its answers, sampled, would be right: enough for groups of sixteen
 to tell good from bad, and far from done. The rest is for reinforcement learning.
 
 The same seed gives the same task. It runs in the engine environment (torch and transformers, one
@@ -40,16 +40,17 @@ from transformers import (
 RECIPE = 1  # raise it when the same seed would give another task
 FAMILIES = {"qwen3": Qwen3Config, "llama": LlamaConfig}
 UNKNOWN = "<|unknown|>"
-DIGITS = "0123456789"
-LENGTH = 8
+NUMBERS = [str(number) for number in range(50)]
+LENGTH = 6
 TRAINED, HELD_OUT = 8192, 200
 VERIFIER = {"type": "regex", "mode": "full", "pattern": "([0-9 ]+)", "group": 1}
-START = 1 / 12
+START = 1 / 16
+RATE = 2e-3
 BATCH = 128
 MOST_STEPS = 600
 
 Question = tuple[str, ...]
-"""The digits, in the order in which they are given."""
+"""Different numbers, in the order in which they are given."""
 
 
 def prompt(question: Question) -> str:
@@ -59,7 +60,7 @@ def prompt(question: Question) -> str:
 
 def answer(question: Question) -> str:
     """The one right answer."""
-    return " ".join(sorted(question))
+    return " ".join(sorted(question, key=int))
 
 
 def questions(seed: int) -> tuple[list[Question], list[Question]]:
@@ -67,11 +68,11 @@ def questions(seed: int) -> tuple[list[Question], list[Question]]:
     drawn = random.Random(seed)
     held_out: dict[str, Question] = {}
     while len(held_out) < HELD_OUT:
-        question = tuple(drawn.choices(DIGITS, k=LENGTH))
+        question = tuple(drawn.sample(NUMBERS, LENGTH))
         held_out.setdefault(answer(question), question)
     trained: dict[Question, None] = {}
     while len(trained) < TRAINED:
-        question = tuple(drawn.choices(DIGITS, k=LENGTH))
+        question = tuple(drawn.sample(NUMBERS, LENGTH))
         if answer(question) not in held_out:
             trained[question] = None
     return list(trained), list(held_out.values())
@@ -81,7 +82,7 @@ def write_suite(path: Path, found: list[Question]) -> None:
     """A suite of assay_verifiers: the header names the judge of all items."""
     lines: list[dict[str, Any]] = [{"suite": f"sorting-{path.stem}", "verifier": VERIFIER}]
     lines += [
-        {"id": "".join(one), "prompt": prompt(one), "reference": {"value": answer(one)}}
+        {"id": "-".join(one), "prompt": prompt(one), "reference": {"value": answer(one)}}
         for one in found
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
@@ -89,7 +90,7 @@ def write_suite(path: Path, found: list[Question]) -> None:
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """One token for each word that there is."""
-    words = [*SPECIAL, UNKNOWN, "sort", *DIGITS]
+    words = [*SPECIAL, UNKNOWN, "sort", *NUMBERS]
     known = {word: number for number, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(known, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -144,12 +145,12 @@ def warm_up(
 
     Measured and not counted in steps, so that every seed and family starts from the same place.
     """
-    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01)
     endless = batches(seed, known, tokenizer)
     for step in range(MOST_STEPS):
         ids, length = next(endless)
         for group in optimiser.param_groups:
-            group["lr"] = 3e-3 * min(1.0, (step + 1) / 20)
+            group["lr"] = RATE * min(1.0, (step + 1) / 20)
         logits = model(input_ids=ids).logits[:, -length - 1 : -1]
         log_probs = logits.log_softmax(-1).gather(-1, ids[:, -length:, None])[..., 0]
         # There is one right answer, so its probability is what sampling would find.

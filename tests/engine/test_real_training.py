@@ -31,8 +31,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 from assay_trainer.broadcast import BroadcastTransfer  # noqa: E402
 from assay_trainer.weights import DiskTransfer, Transfer  # noqa: E402
 
-SECONDS = 0.5
-"""An update of the weights of a small model takes less."""
 
 
 class Trained:
@@ -169,7 +167,6 @@ async def test_new_weights_are_drawn_with_at_once(
                 assert {v for one in drawn for v in one.versions} == {version}
                 assert source.farthest(prompt, drawn, 1.0) < 2e-5
                 assert Trained(model).farthest(prompt, drawn, 1.0) > 1e-2
-            assert pushed.loaded.seconds < SECONDS
             assert (tmp_path / version).exists() == (kind == "disk")
         finally:
             await DiskTransfer(engines, tmp_path).push(Trained(model), next_version())

@@ -8,9 +8,14 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.trainer.trained import Trainers
 
 # The whole folder is numbers of a few bytes: one thread is faster than any more.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -33,3 +38,12 @@ def find_torch() -> None:
 
 
 find_torch()
+
+
+@pytest.fixture(scope="session")
+def trainers() -> Iterator[Trainers]:
+    """Processes that train and can be killed; what they import is imported once."""
+    from tests.trainer.trained import Trainers  # noqa: PLC0415
+
+    with Trainers() as made:
+        yield made

@@ -276,35 +276,50 @@ async def test_an_alarm_that_only_warns_is_told_and_the_run_goes_on(course: Cour
     assert alarm.kind == "masked" and not alarm.stop
 
 
-FAILURES: dict[str, Exception] = {
-    "draw 3": EngineError("no engine answers"),
-    "learn 3": LearnerError("step 3: the loss is nan"),
-    "push 1.3": WeightsError("weights 1.3 could not be written"),
-    "weigh 1.3": EngineError("no engine answers"),
-    "write 3": OSError(28, "No space left on device"),
+FAILURES: dict[str, tuple[Exception, int]] = {
+    "draw 3": (EngineError("no engine answers"), 2),
+    "learn 3": (LearnerError("step 3: the loss is nan"), 2),
+    "push 1.3": (WeightsError("weights 1.3 could not be written"), 3),
+    "weigh 1.3": (EngineError("no engine answers"), 3),
+    "write 3": (OSError(28, "No space left on device"), 2),
 }
+"""What fails, and the step of the newest checkpoint then: with engines that fail nothing is wrong
+with what was learned, so it is kept."""
 
 
 @STALENESS
 @pytest.mark.parametrize("what", FAILURES)
-async def test_a_part_that_fails_ends_the_run_with_its_reason_and_the_last_checkpoint_is_whole(
+async def test_a_part_that_fails_ends_the_run_with_its_reason_and_a_whole_checkpoint_is_there(
     course: Course, what: str, staleness: int
 ) -> None:
-    course.faults[what] = FAILURES[what]
+    reason, last = FAILURES[what]
+    course.faults[what] = reason
     each = {"checkpoint__every": 1, "evaluation__every": 1, **WEIGHED}
-    wanted = CheckpointError if what.startswith("write") else type(FAILURES[what])
+    wanted = CheckpointError if what.startswith("write") else type(reason)
     with pytest.raises(wanted) as raised:
         await course.run(rollout__maxStaleness=staleness, **each)
-    assert "No space left" in str(raised.value) or str(raised.value) == str(FAILURES[what])
-    # What was learned before engines or their storage failed is kept too.
-    last = 3 if what in ("push 1.3", "weigh 1.3") else 2
+    assert "No space left" in str(raised.value) or str(raised.value) == str(reason)
     assert course.newest().manifest.step == last
     assert course.told[-1] == "close" and not others()
     course.faults.clear()
     await course.run(rollout__maxStaleness=staleness, **each)
     assert course.learned == 4 and course.newest().manifest.step == 4
+    assert [line["step"] for line in course.lines()] == [0, 1, 2, 3, 4]
     kept = found(course.folder)[0]
     assert {3, 4} <= {saved.manifest.step for saved in kept if saved.manifest.evaluation}
+
+
+async def test_an_evaluation_that_a_failure_prevented_is_made_up_for(course: Course) -> None:
+    course.faults["weigh 1.2"] = EngineError("no engine answers")
+    each = {"evaluation__every": 2, **WEIGHED}
+    with pytest.raises(EngineError):
+        await course.run(**each)
+    assert course.newest().manifest.evaluation is None
+    course.faults.clear()
+    course.told.clear()
+    await course.run(**each)
+    assert of(course, "weigh") == ["weigh 3.2", "weigh 3.4"]
+    assert course.manifest(4)["evaluation"]
 
 
 async def test_a_failure_while_the_next_batch_is_drawn_gives_that_up(course: Course) -> None:

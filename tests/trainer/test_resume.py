@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,12 +57,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     )
     assert run(made.job, made.batches) == 0
     return made
-
-
-@pytest.fixture(scope="module")
-def trainers() -> Iterator[Trainers]:
-    with Trainers() as trainers:
-        yield trainers
 
 
 def kill_at_random(trainers: Trainers, whole: Whole, job: Path, source: random.Random) -> None:

@@ -173,26 +173,27 @@ class Pair:
 
 
 @pytest.fixture(scope="module")
-def pair(model: Path, batches: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+def pair(
+    model: Path, batches: Path, trainers: Trainers, tmp_path_factory: pytest.TempPathFactory
+) -> Pair:
     folder = tmp_path_factory.mktemp("pair")
     job = write_job(folder, model, **LONGER)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     logs = [folder / f"log-{rank}" for rank in (0, 1)]
-    with Trainers() as trainers:
-        processes = [
-            trainers.start(
-                *(job, batches, log),
-                RANK=str(rank),
-                LOCAL_RANK=str(rank),
-                WORLD_SIZE="2",
-                MASTER_ADDR="127.0.0.1",
-                MASTER_PORT=port,
-            )
-            for rank, log in enumerate(logs)
-        ]
-        codes = [trainers.ended(process) for process in processes]
+    processes = [
+        trainers.start(
+            *(job, batches, log),
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE="2",
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=port,
+        )
+        for rank, log in enumerate(logs)
+    ]
+    codes = [trainers.ended(process) for process in processes]
     return Pair(job, codes, [log.read_text() for log in logs])
 
 
