@@ -32,7 +32,6 @@ from assay_trainer.broadcast import BroadcastTransfer  # noqa: E402
 from assay_trainer.weights import DiskTransfer, Transfer  # noqa: E402
 
 
-
 class Trained:
     """Weights that differ from the served ones, as after some training.
 
