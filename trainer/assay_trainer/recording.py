@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import accumulate, chain, pairwise
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from assay_trainer.batch import Batch, Completion, Finish, Sample
+from assay_trainer.storage import sync
 from assay_verifiers.answers import write_atomically
 from assay_verifiers.contract import STATUSES
 
@@ -73,7 +73,7 @@ def save(batch: Batch, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, save_tensors(tensors, metadata=header))
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as reason:
         raise RecordingError(f"{path}: cannot be written: {reason.strerror or reason}") from reason
 
@@ -160,15 +160,6 @@ def _digest(content: str, tensors: Mapping[str, Array]) -> str:
         found.update(f"{name} {tensor.dtype} {tensor.shape} ".encode())
         found.update(np.ascontiguousarray(tensor).data)
     return found.hexdigest()
-
-
-def _sync(folder: Path) -> None:
-    """Makes a rename in it last."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _name(step: int) -> str:
