@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from assay_trainer import metrics
+from tests.cluster.processes import capture
 from tests.engine.conftest import EngineEnv
 from tests.engine.test_real_run import make_task
 
@@ -42,7 +43,7 @@ def interrupt_in_mid_run(demo: subprocess.Popen[str], run: Path) -> str:
 
 def processes_about(folder: Path) -> list[str]:
     """The commands that run and name the folder."""
-    found = subprocess.run(["pgrep", "-af", str(folder)], capture_output=True, text=True)
+    found = capture("pgrep", "-af", folder, check=False)
     return [line for line in found.stdout.splitlines() if str(os.getpid()) not in line.split()[:1]]
 
 
@@ -64,12 +65,12 @@ def test_a_demo_that_is_interrupted_goes_on_and_can_be_taken_down(
     assert not processes_about(folder), "engines and trainer end with it"
     assert max(steps_of(run)) < STEPS
 
-    again = subprocess.run(up, capture_output=True, text=True, timeout=2 * LONGEST_SECONDS)
+    again = capture(*up, check=False, timeout=2 * LONGEST_SECONDS)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "Held-out items, sorted right" in again.stdout
     assert steps_of(run) == list(range(STEPS + 1)), "no step is missing, none was kept twice"
     assert (run / "curve.png").stat().st_size > 10_000
 
-    down = subprocess.run(command("down", "--folder", folder), capture_output=True, text=True)
+    down = capture(*command("down", "--folder", folder), check=False)
     assert down.returncode == 0
     assert not folder.exists()
