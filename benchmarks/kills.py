@@ -243,7 +243,7 @@ def measure(size: Size, folder: Path) -> tuple[list[Row], Json]:
         ),
         Row("metrics.jsonl tells of every step once", "yes" if once else "no", "yes", once),
         Row(
-            "live: mean |d| of the log-probs of engine and trainer; the highest of a step",
+            "live: mean difference between the log-probs of engine and trainer; the highest of a step",
             f"{far:.1e}",
             f"at most {MOST_DIFFERENCE:.0e}",
             far <= MOST_DIFFERENCE,
