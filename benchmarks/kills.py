@@ -54,16 +54,18 @@ class Size:
         steps: of a run.
         every: checkpoints and evaluations, in steps; evaluations at four times that.
         moments: a trainer is killed up to so many seconds after it was started.
+        replayed: the same where batches are recorded: a run that draws none is soon over.
     """
 
     kills: int
     steps: int
     every: int
     moments: float
+    replayed: float
 
 
-WHOLE = Size(kills=10, steps=40, every=5, moments=30)
-SHORT = Size(kills=2, steps=8, every=2, moments=25)
+WHOLE = Size(kills=10, steps=40, every=5, moments=30, replayed=14)
+SHORT = Size(kills=2, steps=8, every=2, moments=25, replayed=12)
 
 
 @dataclass
@@ -91,9 +93,9 @@ def disturbed(
     Raises:
         ClusterError: a trainer that was not killed did not come to the end.
     """
-    found = Kills()
+    found, latest = Kills(), size.moments if fleet else size.replayed
     while True:
-        began, at = time.monotonic(), source.uniform(1, size.moments)
+        began, at = time.monotonic(), source.uniform(1, latest)
         engine_at = [source.uniform(1, size.moments)]
         trainer = run.start(*arguments)
         with ended(trainer):
@@ -243,7 +245,8 @@ def measure(size: Size, folder: Path) -> tuple[list[Row], Json]:
         ),
         Row("metrics.jsonl tells of every step once", "yes" if once else "no", "yes", once),
         Row(
-            "live: mean difference between the log-probs of engine and trainer; the highest of a step",
+            "live: mean difference between the log-probs of engine and trainer; the highest of a "
+            "step",
             f"{far:.1e}",
             f"at most {MOST_DIFFERENCE:.0e}",
             far <= MOST_DIFFERENCE,
