@@ -241,11 +241,18 @@ def _deployment(
     }
 
 
-_CONTAINER_SECURITY: Json = {
+POD_SECURITY: Json = {
+    "runAsNonRoot": True,
+    "runAsUser": USER_ID,
+    "runAsGroup": USER_ID,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+CONTAINER_SECURITY: Json = {
     "allowPrivilegeEscalation": False,
     "readOnlyRootFilesystem": True,
     "capabilities": {"drop": ["ALL"]},
 }
+"""With these a pod satisfies the Pod Security level `restricted`."""
 
 
 def _pod(identity: Identity, component: str, spec: Json, annotations: dict[str, str]) -> Json:
@@ -255,12 +262,7 @@ def _pod(identity: Identity, component: str, spec: Json, annotations: dict[str, 
         "spec": {
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
-            "securityContext": {
-                "runAsNonRoot": True,
-                "runAsUser": USER_ID,
-                "runAsGroup": USER_ID,
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
+            "securityContext": POD_SECURITY,
             "topologySpreadConstraints": [
                 {
                     "maxSkew": 1,
@@ -352,7 +354,7 @@ def engine_template(
         "readinessProbe": _http_probe("/ready", _PROBE_PERIOD, 5, 2),
         "lifecycle": {"preStop": {"sleep": {"seconds": DRAIN_SECONDS}}},
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "securityContext": _CONTAINER_SECURITY,
+        "securityContext": CONTAINER_SECURITY,
     }
     pod: Json = {
         "containers": [container],
@@ -451,7 +453,7 @@ def router_template(identity: Identity, spec: InferenceServiceSpec, config: Oper
         "readinessProbe": _http_probe("/readiness", 1, 2, 2),
         "lifecycle": {"preStop": {"sleep": {"seconds": 5}}},
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "securityContext": _CONTAINER_SECURITY,
+        "securityContext": CONTAINER_SECURITY,
     }
     pod: Json = {
         "containers": [container],
