@@ -255,7 +255,9 @@ CONTAINER_SECURITY: Json = {
 """With these a pod satisfies the Pod Security level `restricted`."""
 
 
-def _pod(identity: Identity, component: str, spec: Json, annotations: dict[str, str]) -> Json:
+def pod_template(
+    identity: Identity, component: str, spec: Json, annotations: dict[str, str]
+) -> Json:
     """A pod template with what every pod of ours has: no token, no privilege, spread out."""
     return {
         "metadata": {"labels": identity.labels(component), "annotations": annotations},
@@ -369,14 +371,14 @@ def engine_template(
         # As PID 1 a process without a handler never gets its SIGTERM: an engine that is deleted
         # while it loads, before SGLang sets one, would stay for the whole grace period.
         "shareProcessNamespace": True,
-        **_placement(profile),
+        **placement(profile),
     }
-    template = _pod(identity, "engine", pod, {VERSION_ANNOTATION: source.version})
+    template = pod_template(identity, "engine", pod, {VERSION_ANNOTATION: source.version})
     template = strategic_merge(template, config.engine.templates.get(accelerator_class, {}))
     return strategic_merge(template, spec.template or {})
 
 
-def _placement(profile: EngineProfile) -> Json:
+def placement(profile: EngineProfile) -> Json:
     """Where GPU pods may run: on nodes of the right product, tainted ones included."""
     if not profile.resource:
         return {}
@@ -463,4 +465,4 @@ def router_template(identity: Identity, spec: InferenceServiceSpec, config: Oper
         ],
         "terminationGracePeriodSeconds": FINISH_SECONDS,
     }
-    return strategic_merge(_pod(identity, "router", pod, {}), config.router.template)
+    return strategic_merge(pod_template(identity, "router", pod, {}), config.router.template)

@@ -9,6 +9,7 @@ from datetime import datetime
 from pydantic import ValidationError
 
 from assay_operator.api.inference_service import InferenceServiceSpec
+from assay_operator.conditions import validation_message
 from assay_operator.config import OperatorConfig
 from assay_operator.inference import status as report
 from assay_operator.inference.objects import (
@@ -131,7 +132,7 @@ def plan(observation: Observation, config: OperatorConfig, now: datetime) -> Pla
             spec.engine.parallelism,
         )
     except ValidationError as error:
-        return _refused(observation, "InvalidSpec", report.validation_message(error), now)
+        return _refused(observation, "InvalidSpec", validation_message(error), now)
     except UnsupportedProfile as error:
         return _refused(observation, "UnsupportedProfile", str(error), now)
     group = membership(observation, identity, now)

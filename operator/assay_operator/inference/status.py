@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from pydantic import ValidationError
-
 from assay_operator.api.inference_service import InferenceServiceSpec
+from assay_operator.conditions import Verdict, by_type, conditions, last_failure
 from assay_operator.inference.failures import (
     Failure,
     deployment_failure,
@@ -36,23 +35,6 @@ class Facts:
     target: str
     served: tuple[str, ...]
     routable: int
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A condition before it has a time."""
-
-    holds: bool
-    reason: str
-    message: str
-
-
-def validation_message(error: ValidationError) -> str:
-    """A pydantic error as one sentence a field, with the field's path."""
-    return "; ".join(
-        f"spec.{'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
-        for item in error.errors()
-    )
 
 
 def status(observation: Observation, facts: Facts, now: datetime) -> Json:
@@ -111,60 +93,13 @@ def _assemble(
 ) -> Json:
     old = observation.service.get("status") or {}
     generation = observation.service["metadata"].get("generation", 0)
-    previous = _by_type(old)
     complete = {
         "observedGeneration": generation,
         **fields,
-        "conditions": [
-            _condition(kind, verdict, previous.get(kind), generation, now)
-            for kind, verdict in verdicts.items()
-        ],
-        "lastFailure": _last_failure(failure, old.get("lastFailure"), now),
+        "conditions": conditions(verdicts, old, generation, now),
+        "lastFailure": last_failure(failure, old.get("lastFailure"), now),
     }
     return {key: value for key, value in complete.items() if value is not None}
-
-
-def stamp(now: datetime) -> str:
-    """A time as Kubernetes writes it."""
-    return now.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _condition(
-    kind: str, verdict: Verdict, previous: Json | None, generation: int, now: datetime
-) -> Json:
-    value = "True" if verdict.holds else "False"
-    unchanged = previous is not None and previous["status"] == value
-    return {
-        "type": kind,
-        "status": value,
-        "reason": verdict.reason,
-        "message": verdict.message,
-        "lastTransitionTime": previous["lastTransitionTime"]
-        if unchanged and previous
-        else stamp(now),
-        "observedGeneration": generation,
-    }
-
-
-def _last_failure(failure: Failure | None, previous: Json | None, now: datetime) -> Json | None:
-    """The failure as status keeps it: the time of the first sight stays while it is the same."""
-    if failure is None:
-        return previous
-    same = (
-        previous is not None
-        and previous["where"] == failure.where
-        and previous["reason"] == failure.reason
-    )
-    shown: Json = {
-        "where": failure.where,
-        "reason": failure.reason,
-        "message": failure.message,
-        "fatal": failure.fatal,
-        "time": previous["time"] if same and previous else stamp(now),
-    }
-    if failure.exit_code is not None:
-        shown["exitCode"] = failure.exit_code
-    return shown
 
 
 def current_failure(observation: Observation, identity: Identity, now: datetime) -> Failure | None:
@@ -263,7 +198,7 @@ def _ready(facts: Facts, applied: Verdict, engines: Verdict, router: Verdict) ->
 
 def events(old: Json, new: Json) -> tuple[Event, ...]:
     """What happened between two statuses, for `kubectl describe`."""
-    before, after = _by_type(old), _by_type(new)
+    before, after = by_type(old), by_type(new)
     told: list[Event] = []
     failure, known = new.get("lastFailure"), old.get("lastFailure") or {}
     if failure and (failure["where"], failure["reason"]) != (
@@ -282,7 +217,3 @@ def events(old: Json, new: Json) -> tuple[Event, ...]:
     if new.get("checkpoint") and new.get("checkpoint") != old.get("checkpoint"):
         told.append(Event("CheckpointServed", f"Serves {new['checkpoint']}."))
     return tuple(told)
-
-
-def _by_type(status_: Json) -> dict[str, Json]:
-    return {item["type"]: item for item in status_.get("conditions") or []}
