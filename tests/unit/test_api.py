@@ -8,8 +8,8 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
+from assay_operator.api import engine, reference
 from assay_operator.api import inference_service as api
-from assay_operator.api import reference
 from assay_operator.api.schema import INFERENCE_SERVICE, crd, files, structural
 from assay_operator.inference import profiles
 
@@ -78,8 +78,8 @@ def test_a_union_that_no_structural_schema_can_say_is_an_error() -> None:
 
 
 def test_the_enums_of_the_api_are_those_of_the_profile_table() -> None:
-    assert set(get_args(api.Profile)) == set(profiles.families())
-    assert set(get_args(api.Accelerator)) == set(profiles.accelerators())
+    assert set(get_args(engine.Profile)) == set(profiles.families())
+    assert set(get_args(engine.Accelerator)) == set(profiles.accelerators())
 
 
 @pytest.mark.parametrize(
