@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from assay_operator.api.engine import Resources
 from assay_operator.api.inference_service import InferenceServiceSpec
 from assay_operator.config import OperatorConfig
 from assay_operator.inference.merge import strategic_merge
@@ -310,8 +311,8 @@ def engine_arguments(
     ]
 
 
-def _resources(spec: InferenceServiceSpec, profile: EngineProfile) -> Json:
-    wanted = spec.engine.resources
+def resources(wanted: Resources | None, profile: EngineProfile) -> Json:
+    """A container's requests and limits: those of the profile, the user's over them, its GPUs."""
     limits: dict[str, Any] = dict((wanted and wanted.limits) or {})
     # As in Kubernetes itself, a limit without a request is the request too: otherwise a limit
     # below the profile's request would be refused.
@@ -345,7 +346,7 @@ def engine_template(
         "args": engine_arguments(identity, spec, profile),
         "env": [{"name": key, "value": value} for key, value in sorted(profile.env.items())],
         "ports": [{"name": "http", "containerPort": ENGINE_PORT, "protocol": "TCP"}],
-        "resources": _resources(spec, profile),
+        "resources": resources(spec.engine.resources, profile),
         "volumeMounts": mounts,
         "startupProbe": _http_probe(
             "/health", _PROBE_PERIOD, 5, math.ceil(profile.startup_seconds / _PROBE_PERIOD)
