@@ -18,6 +18,9 @@ OWNER_LABEL = "assay.dev/owner"
 """KIND.NAME of the custom resource that a child belongs to, lower case: its actor's key."""
 KEEP_LABEL = "assay.dev/keep"
 """`true` on a child that outlives its owner: it gets no owner reference and is never pruned."""
+EVALUATION_ANNOTATION = "assay.dev/evaluation"
+"""On a Checkpoint that a job made: how it was weighed in training, as JSON with the keys suite,
+score, low, high, items, verified, why and time; all but `verified` may be null."""
 
 
 class Ref(NamedTuple):

@@ -20,7 +20,7 @@ from assay_operator.cluster.due import (
     without_nulls,
 )
 from assay_operator.cluster.view import Key, View
-from assay_operator.plan import Annotate, Event, Json, Plan, Ref
+from assay_operator.plan import Annotate, Event, Json, Load, Plan, Ref
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
 KEY = Key("inferenceservice", "team", "solver")
@@ -118,6 +118,26 @@ class FakeClient:
         return copy.deepcopy(stored)
 
 
+class FakeEngines:
+    """Writes down what it is asked for."""
+
+    def __init__(self, writes: list[str]) -> None:
+        self.writes = writes
+
+    def load(self, pod: Json, action: Load) -> None:
+        self.writes.append(f"load {action.version} into {pod['metadata']['name']}")
+
+    async def pause(self, pod: Json) -> None:
+        self.writes.append(f"pause {pod['metadata']['name']}")
+
+    async def resume(self, pod: Json) -> None:
+        self.writes.append(f"resume {pod['metadata']['name']}")
+
+
+def made(client: FakeClient, view: View) -> Applier:
+    return Applier(client, view, FakeEngines(client.writes))  # type: ignore[arg-type]
+
+
 @pytest.fixture
 def client() -> FakeClient:
     return FakeClient()
@@ -132,7 +152,7 @@ def view() -> View:
 
 @pytest.fixture
 def applier(client: FakeClient, view: View) -> Applier:
-    return Applier(client, view)  # type: ignore[arg-type]
+    return made(client, view)
 
 
 async def carry_out(applier: Applier, *objects: Json, **more: Any) -> bool:
@@ -208,7 +228,7 @@ class TestChildren:
     ) -> None:
         await carry_out(applier, config_map())
         before = client.objects["ConfigMap", "a"]["metadata"]["resourceVersion"]
-        second = Applier(client, view)  # type: ignore[arg-type]
+        second = made(client, view)
         assert not await carry_out(second, config_map())
         assert not await carry_out(second, config_map())
         assert client.writes == ["apply ConfigMap/a"] * 2
@@ -334,7 +354,7 @@ class TestTelling:
     ) -> None:
         told = Plan(events=(Event("Ready", "it answers"),))
         await applier.tell(KEY, OWNER, told, NOW)
-        await Applier(client, view).tell(KEY, OWNER, told, NOW)  # type: ignore[arg-type]
+        await made(client, view).tell(KEY, OWNER, told, NOW)
         assert len([kind for kind, _ in client.objects if kind == "Event"]) == 1
 
     def test_the_same_event_after_another_status_is_told_again(self) -> None:

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from assay_operator.__main__ import main
+from assay_operator.cluster.audit import CHILDREN, OWNERS
 from assay_operator.runtime import Options
 
 SERVICE = """
@@ -35,8 +36,8 @@ def file(tmp_path: Path) -> Path:
 class TestCrds:
     def test_they_are_printed(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["crds"]) == 0
-        [crd] = yaml.safe_load_all(capsys.readouterr().out)
-        assert crd["metadata"]["name"] == "inferenceservices.assay.dev"
+        crds = list(yaml.safe_load_all(capsys.readouterr().out))
+        assert [crd["spec"]["names"]["kind"] for crd in crds] == list(OWNERS)
 
     def test_what_was_written_passes_the_check(self, tmp_path: Path) -> None:
         assert main(["crds", "--out", str(tmp_path / "crds")]) == 0
@@ -46,7 +47,7 @@ class TestCrds:
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         main(["crds", "--out", str(tmp_path)])
-        [written] = tmp_path.iterdir()
+        written = tmp_path / "assay.dev_inferenceservices.yaml"
         written.write_text(written.read_text() + "# edited\n")
         assert main(["crds", "--check", str(tmp_path)]) == 1
         assert written.name in capsys.readouterr().err
@@ -138,4 +139,5 @@ def test_the_watches_write_nothing() -> None:
     registry = watching.registry(lambda *_: None, asyncio.Future, with_lease=True)  # type: ignore[arg-type]
     assert not registry._changing.get_all_handlers()
     assert not registry._spawning.get_all_handlers()
-    assert len(registry._watching.get_all_handlers()) == 7
+    kinds = {handler.id for handler in registry._watching.get_all_handlers()}
+    assert kinds == {f"see-{kind}" for kind in (*OWNERS, *CHILDREN, "Lease")}

@@ -14,7 +14,9 @@ from assay_operator.cluster.client import ApiError
 from assay_operator.inference.observation import Probe
 from assay_operator.plan import Json
 from assay_operator.sglang import client as module
-from assay_operator.sglang.client import ApiServerReach, PodReach, ProbeError, Question, SGLang
+from assay_operator.sglang import reach as ways
+from assay_operator.sglang.client import SGLang
+from assay_operator.sglang.reach import ApiServerReach, PodReach, ProbeError, Question
 
 ROUTER_METRICS = """\
 # HELP smg_router_requests_total Requests
@@ -68,7 +70,7 @@ async def server() -> AsyncIterator[Server]:
 
 @pytest.fixture
 async def sglang(server: Server, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SGLang]:
-    for name in ("_MODEL_INFO", "_GENERATION", "_LIVING", "_HEALTH"):
+    for name in ("MODEL_INFO", "_GENERATION", "_LIVING", "_HEALTH"):
         question = getattr(module, name)
         moved = replace(question, port=server.port, seconds=0.3)
         monkeypatch.setattr(module, name, moved)
@@ -203,7 +205,7 @@ class TestEngines:
         async def never(*_: object) -> Any:
             raise TimeoutError
 
-        monkeypatch.setattr(module, "_bounded", never)
+        monkeypatch.setattr(ways, "_bounded", never)
         assert (await sglang.probe(pod())).error == "/model_info: no answer within 0.3 s"
 
 
@@ -231,7 +233,7 @@ class TestRouters:
 
 class TestReach:
     async def test_absurdly_long_answers_are_not_kept(self, sglang: SGLang, server: Server) -> None:
-        server.answers["/model_info"] = web.Response(body=b" " * (module._LARGEST_ANSWER + 1))
+        server.answers["/model_info"] = web.Response(body=b" " * (ways._LARGEST_ANSWER + 1))
         assert "longer than" in ((await sglang.probe(pod())).error or "")
 
     async def test_text_that_is_not_json(self, sglang: SGLang, server: Server) -> None:

@@ -59,13 +59,13 @@ def test_news_wakes_the_owner_once(view: View, woken: list[Key]) -> None:
 
 
 def test_our_own_writes_wake_nobody_and_their_echo_is_no_news(view: View, woken: list[Key]) -> None:
-    view.put(child("ConfigMap", "a", 7), quiet=True)
+    view.put(child("ConfigMap", "a", 7), by=SOLVER)
     view.put(child("ConfigMap", "a", 7), watched=True)
     assert woken == []
 
 
 def test_the_newer_version_wins_whoever_brings_it(view: View) -> None:
-    view.put(child("ConfigMap", "a", 10, data={"k": "ours"}), quiet=True)
+    view.put(child("ConfigMap", "a", 10, data={"k": "ours"}), by=SOLVER)
     view.put(child("ConfigMap", "a", 9, data={"k": "old"}), watched=True)
     assert view.children(SOLVER)[Ref("ConfigMap", "a")]["data"] == {"k": "ours"}
     view.put(child("ConfigMap", "a", 11, data={"k": "theirs"}), watched=True)
@@ -88,8 +88,8 @@ def test_a_deletion_removes_and_wakes(view: View, woken: list[Key]) -> None:
 def test_a_late_answer_does_not_bring_back_what_was_deleted(view: View) -> None:
     view.put(child("ConfigMap", "a", 2), watched=True)
     view.remove(child("ConfigMap", "a", 4))
-    assert not view.put(child("ConfigMap", "a", 3), quiet=True)
-    assert view.put(child("ConfigMap", "a", 5), quiet=True), "but it may be made anew"
+    assert not view.put(child("ConfigMap", "a", 3), by=SOLVER)
+    assert view.put(child("ConfigMap", "a", 5), by=SOLVER), "but it may be made anew"
 
 
 def test_an_old_deletion_does_not_remove_what_was_made_anew(view: View) -> None:

@@ -70,7 +70,8 @@ class Observation:
         children: its live children but pods, by kind and name.
         engines: its engine pods, raw, terminating ones included.
         routers: its router pods, raw, terminating ones included.
-        probes: by uid of the engine pod; a pod that is not ready, or was not asked, is absent.
+        probes: by uid of the engine pod; one whose engine has not started, or that was not asked,
+            is absent.
         listings: by uid of the router pod, the URLs of the healthy workers that it lists; None
             where it did not answer; absent where it is not ready.
         rejections: the API server's words about children that it refused in the last pass.
@@ -78,7 +79,7 @@ class Observation:
             goes on, or where the kubelet finds a running engine not ready.
         loads: by uid of the engine pod, what this process knows of the last load.
         jobs: pods of Jobs of this service, raw, terminating ones included.
-        checkpoints: the Checkpoints of this service's namespace and of that of the job it follows.
+        checkpoints: the Checkpoint that it pins, or all those of the job that it follows.
         followed: the job that it follows, None where there is none.
         grants: the CheckpointGrants of that job's namespace.
         found: objects of the user's that the spec refers to by name, None where there is none;

@@ -1,0 +1,172 @@
+"""What is looked at for an InferenceService."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from assay_operator.cluster.topics import Topic, is_at_rest
+from assay_operator.cluster.view import Key
+from assay_operator.config import OperatorConfig
+from assay_operator.inference.observation import (
+    Observation,
+    Probe,
+    Work,
+    is_ready,
+    labels_of,
+)
+from assay_operator.inference.planner import plan
+from assay_operator.plan import Json, Plan, Ref
+from assay_operator.reconcilers.shell import (
+    COMPONENT_LABEL,
+    Decide,
+    Shell,
+    has_started,
+    of_component,
+)
+
+Planner = Callable[[Observation, OperatorConfig, datetime], Plan]
+_PINNED = "checkpoint://"
+
+
+@dataclass(frozen=True)
+class References:
+    """What a service's spec names beyond itself.
+
+    Attributes:
+        pinned: the Checkpoint of its own namespace that it pins.
+        job: the name of the job that it follows, and
+        namespace: where that is.
+        names: objects of users in its own namespace.
+    """
+
+    pinned: str | None = None
+    job: str | None = None
+    namespace: str = ""
+    names: tuple[Ref, ...] = ()
+
+    def topics(self, own: str) -> frozenset[Topic]:
+        """What must wake a service in the namespace `own`."""
+        found = {Topic("Checkpoint", own)} if self.pinned else set()
+        if self.job:
+            kinds = ("Checkpoint", "VerifiedRLJob", "CheckpointGrant")
+            found |= {Topic(kind, self.namespace) for kind in kinds}
+        return frozenset(found)
+
+
+def references(service: Json) -> References:
+    """What a service's spec refers to; the spec has only been through the API server's schema."""
+    spec, namespace = service.get("spec") or {}, service["metadata"]["namespace"]
+    model = spec.get("model") or {}
+    source, follow = model.get("source") or "", model.get("follow") or {}
+    pinned = source.removeprefix(_PINNED) if source.startswith(_PINNED) else None
+    gate = (spec.get("rollout") or {}).get("gate") or {}
+    names = []
+    if suite := (gate.get("suite") or {}).get("configMap"):
+        names.append(Ref("ConfigMap", suite))
+    if claim := follow.get("claim"):
+        names.append(Ref("PersistentVolumeClaim", claim))
+    return References(pinned, follow.get("job"), follow.get("namespace") or namespace, tuple(names))
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What engines, routers and the API server said to one look."""
+
+    probes: Mapping[str, Probe] = field(default_factory=dict)
+    listings: Mapping[str, frozenset[str] | None] = field(default_factory=dict)
+    works: Mapping[str, Work] = field(default_factory=dict)
+    found: Mapping[Ref, Json | None] = field(default_factory=dict)
+
+
+class Services:
+    """Looks for InferenceServices.
+
+    Args:
+        shell: what is looked with.
+        planner: decides.
+    """
+
+    def __init__(self, shell: Shell, planner: Planner = plan) -> None:
+        self._shell = shell
+        self._planner = planner
+
+    async def look(self, key: Key, owner: Json) -> Decide:
+        """See Kind."""
+        refers = references(owner)
+        self._shell.view.watch(key, refers.topics(key.namespace))
+        pods = self._shell.view.pods(key)
+        (probes, works), listings, found = await asyncio.gather(
+            self._engines(owner, [pod for pod in of_component(pods, "engine") if has_started(pod)]),
+            self._shell.sglang.listings(
+                pod for pod in of_component(pods, "router") if is_ready(pod)
+            ),
+            self._shell.lookups.find(key.namespace, refers.names),
+        )
+        answers = _Answers(probes, listings, works, found)
+
+        def decide(service: Json, now: datetime) -> Plan:
+            observation = self._observe(key, service, answers)
+            return self._planner(observation, self._shell.config, now)
+
+        return decide
+
+    async def _engines(
+        self, service: Json, engines: list[Json]
+    ) -> tuple[dict[str, Probe], dict[str, Work]]:
+        """Asks engines what they have, and those that a rollout may be about what they are at.
+
+        An engine that runs and is not ready may be paused: only its own word tells.
+        """
+        changing = not is_at_rest((service.get("status") or {}).get("rollout"))
+        asked = [pod for pod in engines if changing or not is_ready(pod)]
+        works = await self._shell.control.works(asked)
+        loads = self._shell.control.loads(engines)
+        busy = {uid for uid, work in works.items() if work.paused}
+        busy |= {uid for uid, load in loads.items() if load.state == "running"}
+        return await self._shell.sglang.probes(engines, busy), works
+
+    def _observe(self, key: Key, service: Json, answers: _Answers) -> Observation:
+        view, refers = self._shell.view, references(service)
+        pods = view.pods(key)
+        engines = of_component(pods, "engine")
+        followed = refers.job and view.owner(Key("verifiedrljob", refers.namespace, refers.job))
+        grants = view.find(Topic("CheckpointGrant", refers.namespace)) if refers.job else []
+        return Observation(
+            service=service,
+            children=view.children(key),
+            engines=engines,
+            routers=of_component(pods, "router"),
+            probes=answers.probes,
+            listings=answers.listings,
+            rejections=self._shell.applier.rejections(key),
+            works=answers.works,
+            loads=self._shell.control.loads(engines),
+            jobs=tuple(pod for pod in pods if not _serves(pod)),
+            checkpoints=self._checkpoints(key, refers),
+            followed=followed or None,
+            grants=tuple(grants),
+            found=answers.found,
+        )
+
+    def _checkpoints(self, key: Key, refers: References) -> tuple[Json, ...]:
+        """The Checkpoint that is pinned, or those of the job that is followed."""
+        view = self._shell.view
+        if refers.pinned:
+            pinned = view.owner(Key("checkpoint", key.namespace, refers.pinned))
+            return (pinned,) if pinned else ()
+        if not refers.job:
+            return ()
+        found = view.find(Topic("Checkpoint", refers.namespace))
+        return tuple(item for item in found if _is_of(item, refers.job))
+
+
+def _is_of(checkpoint: Json, job: str) -> bool:
+    made_by = checkpoint["spec"].get("job") or {}
+    return bool(made_by.get("name") == job)
+
+
+def _serves(pod: Json) -> bool:
+    return labels_of(pod).get(COMPONENT_LABEL) in ("engine", "router")
