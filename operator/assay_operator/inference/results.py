@@ -203,7 +203,7 @@ def _read(ended: Json, summary: Json) -> JobResult | None:
         message = str(summary.get("reason") or "it gave no reason")
     if expected is None:
         return None
-    if said is not expected[0] and said != expected[0]:
+    if type(said) is not type(expected[0]) or said != expected[0]:
         told = f"It says {said!r} and ended with exit code {code}: {message}"
         return result("broken", summary, told)
     return result(expected[1], summary, message)
