@@ -64,12 +64,15 @@ class Load:
         path: of the weights, within the engine's container.
         version: the name by which the engine reports them from then on.
         flush: drop the engine's cache of prefixes, which the old weights made.
+        token: of this order, another for each try. It comes back in the `LoadState`, so that the
+            end of one try is not taken for that of the next.
     """
 
     pod: str
     path: str
     version: str
     flush: bool = True
+    token: str = ""
 
 
 @dataclass(frozen=True)

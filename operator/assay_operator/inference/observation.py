@@ -41,11 +41,13 @@ class LoadState:
         version: of the weights that are, or were, to be loaded.
         state: `done` means that the engine reports the version since.
         message: why it failed, in one line.
+        token: of the `Load` that ordered it.
     """
 
     version: str
     state: Literal["running", "done", "failed"]
     message: str = ""
+    token: str = ""
 
 
 @dataclass(frozen=True)
