@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from assay_operator.api.meta import ApiModel, cel, validated
+from assay_operator.api.meta import ApiModel, all_defaults, cel, validated
 
 _GROUP_HELP = (
     "grpo, dr-grpo and rloo compare the completions of a prompt: groupSize must be at least 2, or "
@@ -101,10 +101,8 @@ class Algorithm(ApiModel):
         description="Whether every token counts alike, or every sequence. Default: sequences for "
         "gspo, tokens else.",
     )
-    kl: Kl = Field(default_factory=Kl, json_schema_extra={"default": {}})
-    importanceCorrection: ImportanceCorrection = Field(
-        default_factory=ImportanceCorrection, json_schema_extra={"default": {}}
-    )
+    kl: Kl = all_defaults(Kl)
+    importanceCorrection: ImportanceCorrection = all_defaults(ImportanceCorrection)
     entropy: float = Field(0.0, ge=0, le=10, description="Coefficient of the entropy bonus.")
 
     @model_validator(mode="after")

@@ -14,6 +14,7 @@ from assay_operator.api.meta import (
     Label,
     LastFailure,
     ObjectName,
+    all_defaults,
     cel,
     validated,
 )
@@ -150,7 +151,7 @@ class InferenceServiceSpec(ApiModel):
             cel(f"self >= 0 && self <= {_MAX_REPLICAS}", _REPLICAS_HELP),
         ),
     )
-    rollout: Rollout = Field(default_factory=Rollout, json_schema_extra={"default": {}})
+    rollout: Rollout = all_defaults(Rollout)
     template: dict[str, Any] | None = Field(
         None,
         description="Overrides of the engine's pod template (metadata and spec), merged "

@@ -110,6 +110,18 @@ Digest = Annotated[
 ]
 
 
+def all_defaults(model: type[ApiModel]) -> Any:
+    """A field whose value, where it is left out, has every default of `model`.
+
+    All of them are told to the API server: it checks a default against the CEL rules before it
+    fills in the defaults within.
+    """
+    return Field(
+        default_factory=model,
+        json_schema_extra={"default": model().model_dump(mode="json", exclude_none=True)},
+    )
+
+
 def free_form(**schema: Any) -> dict[str, Any]:
     """JSON-schema extras of an object that may have other fields than those that it names."""
     return {"x-kubernetes-preserve-unknown-fields": True, **schema}

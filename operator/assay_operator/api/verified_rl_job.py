@@ -15,6 +15,7 @@ from assay_operator.api.meta import (
     LastFailure,
     ObjectName,
     PositiveDuration,
+    all_defaults,
     cel,
     free_form,
     text,
@@ -173,10 +174,8 @@ class VerifiedRLJobSpec(ApiModel):
         "its own, as in a suite.",
         json_schema_extra=validated(NAMES_DIFFER),
     )
-    algorithm: Algorithm = Field(default_factory=Algorithm, json_schema_extra={"default": {}})
-    rollout: RolloutEngines = Field(
-        default_factory=RolloutEngines, json_schema_extra={"default": {}}
-    )
+    algorithm: Algorithm = all_defaults(Algorithm)
+    rollout: RolloutEngines = all_defaults(RolloutEngines)
     trainer: Trainer
     checkpoint: CheckpointPolicy
     evaluation: Evaluation | None = Field(
