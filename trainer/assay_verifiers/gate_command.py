@@ -47,6 +47,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             help=f"{(fields[name].description or '').replace('%', '%%')} "
             f"(default: {fields[name].default})",
         )
+    add(
+        "--items",
+        type=bounded(int, 1),
+        metavar="N",
+        help="that the first look asks; where that decides nothing, each further look asks more, "
+        "the last of several all (default: all at once)",
+    )
     asking = parser.add_argument_group("asking")
     add = asking.add_argument
     add("--api", choices=("auto", "openai", "sglang"), default="auto")
@@ -142,6 +149,7 @@ async def _asked(options: argparse.Namespace) -> dict[str, Any]:
         options.concurrency or 16,
         options.ask_again,
         options.restart,
+        options.items,
     )
     async with Bench(options.workers) as bench:
         return await gate.run_gate(asked, bench, Console(stderr=True))

@@ -28,6 +28,7 @@ SUMMARY_BYTES = 4095
 """Kubernetes keeps at most 4,096 bytes of a container's termination message."""
 EXIT_CODES = {"pass": 0, "fail": 1, "undecided": 3}
 _WORST_TOLD = 50
+_LOOKS_TOLD = 10
 _TRUNCATED_WARNING = 0.05
 
 
@@ -36,6 +37,8 @@ class Facts:
     """What a run of the gate found out.
 
     Attributes:
+        items: of the suite, those that were to be asked.
+        looks: how many each look was to ask, those of the looks before included.
         urls: by side.
         identities: by side, as they were when it began.
         versions: by side, the weight versions that were seen.
@@ -44,6 +47,8 @@ class Facts:
     """
 
     suite: Suite
+    items: tuple[SuiteItem, ...]
+    looks: tuple[int, ...]
     limits: GateLimits
     sampling: Sampling
     urls: Mapping[str, str]
@@ -59,7 +64,7 @@ class Facts:
 
     def of_side(self, side: str) -> list[Record]:
         """The answers of a side."""
-        return [record for item in self.suite.items for record in self.of(side, item.id)]
+        return [record for item in self.items for record in self.of(side, item.id)]
 
     def item_score(self, side: str, item: str) -> float | None:
         """The mean of the samples that could be judged; None where there is none."""
@@ -74,7 +79,7 @@ class Facts:
                 self.item_score("candidate", item.id),
                 self.item_score("incumbent", item.id),
             )
-            for item in self.suite.items
+            for item in self.items
         ]
 
     def statuses(self, side: str) -> dict[Status, int]:
@@ -120,6 +125,11 @@ def build_report(facts: Facts, decision: Decision) -> dict[str, Any]:
             "digest": facts.suite.digest,
             "items": len(facts.suite.items),
             "weak": facts.suite.weak,
+        },
+        "looks": {
+            "taken": len(facts.looks),
+            "of": facts.limits.looks,
+            "items": list(facts.looks),
         },
         "limits": facts.limits.model_dump(),
         "sampling": asdict(facts.sampling),
@@ -171,7 +181,7 @@ def _breakdown(facts: Facts) -> list[dict[str, Any]]:
     """Each type's, split's and tag's items with the sides' means."""
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     counts: Counter[str] = Counter()
-    for item in facts.suite.items:
+    for item in facts.items:
         for group in _groups(item):
             counts[group] += 1
             for side in facts.urls:
@@ -239,6 +249,7 @@ def _summary(report: Mapping[str, Any], longest: int, ids: int) -> dict[str, Any
         "moreItems": report["moreItems"],
         "warnings": [cut(text) for text in report["warnings"][:3]],
         "suite": {**report["suite"], "name": cut(report["suite"]["name"])},
+        "looks": {**report["looks"], "items": report["looks"]["items"][-_LOOKS_TOLD:]},
         "score": {
             side: figures(score, "mean", "items", "interval", "oneSidedBounds")
             for side, score in report["score"].items()
