@@ -33,6 +33,7 @@ from assay_operator.config import OperatorConfig
 from assay_operator.handlers import watching
 from assay_operator.plan import Json
 from assay_operator.reconciler import Reconciler
+from assay_operator.reconcilers.checkpoint import Checkpoints
 from assay_operator.reconcilers.inference import Services
 from assay_operator.reconcilers.shell import Kind, Shell
 from assay_operator.sglang.client import SGLang
@@ -290,7 +291,7 @@ async def run(options: Options, config: OperatorConfig) -> int:
 
 def _kinds(shell: Shell) -> dict[str, Kind]:
     """The kinds that have an actor, by their name in a `Key`."""
-    return {"inferenceservice": Services(shell)}
+    return {"inferenceservice": Services(shell), "checkpoint": Checkpoints(shell)}
 
 
 def _reach(options: Options, client: Client) -> Reach:

@@ -289,6 +289,14 @@ class TestChildren:
         assert client.writes[-2:] == ["apply ConfigMap/a", "merge ConfigMap/a"]
         assert client.objects["ConfigMap", "a"]["data"] == {"k": "v2"}
 
+    async def test_a_job_is_made_once_though_a_new_release_would_make_another(
+        self, applier: Applier, client: FakeClient, view: View
+    ) -> None:
+        job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "j"}, "spec": {"a": 1}}
+        await carry_out(applier, job)
+        assert not await carry_out(made(client, view), job | {"spec": {"a": 2}})
+        assert client.writes == ["apply Job/j"]
+
     async def test_what_the_plan_does_not_name_is_deleted(
         self, applier: Applier, client: FakeClient
     ) -> None:

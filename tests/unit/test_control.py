@@ -149,6 +149,13 @@ class TestLoading:
         await loaded(control)
         assert await loaded(control, Load("one", "/models/a", "a")) == LoadState("a", "done")
 
+    async def test_one_order_is_carried_out_once(self, control: Control, engine: Engine) -> None:
+        order = replace(LOAD, token="1")
+        assert await loaded(control, order) == LoadState("sha256:bb", "done", token="1")
+        assert (await loaded(control, order)).state == "done"
+        assert [path for path, _ in engine.asked].count("/update_weights_from_disk") == 1
+        assert (await loaded(control, replace(LOAD, token="2"))).token == "2"
+
     async def test_a_refusal_is_told_in_the_engines_words(
         self, control: Control, engine: Engine, woken: list[Key]
     ) -> None:

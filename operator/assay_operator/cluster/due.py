@@ -24,6 +24,7 @@ from assay_operator.plan import (
 
 _MAX_EVENT_MESSAGE = 1024
 _CLAIM = "PersistentVolumeClaim"
+_JOB = "Job"
 
 
 @dataclass(frozen=True)
@@ -108,13 +109,24 @@ def is_due(desired: Json, live: Json | None, last: Applied | None) -> bool:
     by its generation where its kind has one (a status written by others does not count), else by
     its resourceVersion. Contents are never compared, so the API server's defaults and its spelling
     of quantities cause no loop; but for labels, annotations and owner, which move no generation.
+
+    A Job is made once: what it shall do can never change, and a new release that would make it
+    differently must not fail for those that run.
     """
-    if live is None or last is None or last.digest != digest(desired):
+    if live is None or not _is_child_of(live, desired):
         return True
-    metadata = live["metadata"]
+    if desired["kind"] == _JOB:
+        return False
+    return last is None or last.digest != digest(desired) or _moved(live, desired, last)
+
+
+def _is_child_of(live: Json, desired: Json) -> bool:
     references = desired["metadata"].get("ownerReferences") or []
-    if not all(belongs_to(live, reference["uid"]) for reference in references):
-        return True
+    return all(belongs_to(live, reference["uid"]) for reference in references)
+
+
+def _moved(live: Json, desired: Json, last: Applied) -> bool:
+    metadata = live["metadata"]
     for part in ("labels", "annotations"):
         wanted = desired["metadata"].get(part) or {}
         if not wanted.items() <= (metadata.get(part) or {}).items():

@@ -10,7 +10,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from assay_operator.cluster.view import Key, key_of
@@ -67,16 +67,17 @@ class Control:
         self.wake = wake
 
     def load(self, pod: Json, action: Load) -> None:
-        """Begins to load weights; while the same engine loads any, nothing happens.
+        """Begins to load weights.
 
+        Nothing happens while the same engine loads any, nor for an order that was carried out.
         Two loads at once would be one after the other in the engine, in an order that nobody
         knows; the planner sees how this one ends and decides anew.
         """
         uid = pod["metadata"]["uid"]
         before = self._current(pod)
-        if before and before.state.state == "running":
+        if before and (before.state.state == "running" or _is_of(before.state, action)):
             return
-        made = _Loading(restarts(pod), LoadState(action.version, "running"))
+        made = _Loading(restarts(pod), LoadState(action.version, "running", token=action.token))
         self._loading[uid] = made
         made.task = asyncio.create_task(self._load(pod, action, made), name=f"load {uid}")
 
@@ -126,9 +127,9 @@ class Control:
     async def _load(self, pod: Json, action: Load, loading: _Loading) -> None:
         try:
             await self._loaded(pod, action)
-            loading.state = LoadState(action.version, "done")
+            loading.state = replace(loading.state, state="done")
         except ProbeError as error:
-            loading.state = LoadState(action.version, "failed", str(error))
+            loading.state = replace(loading.state, state="failed", message=str(error))
         key = key_of(pod)
         if key is not None:
             self.wake(key)
@@ -183,6 +184,10 @@ class Control:
             return True
         except ProbeError:
             return None
+
+
+def _is_of(state: LoadState, order: Load) -> bool:
+    return bool(order.token) and state.token == order.token
 
 
 def _text(data: Any, name: str) -> str | None:
