@@ -66,6 +66,8 @@ class Load:
         flush: drop the engine's cache of prefixes, which the old weights made.
         token: of this order, another for each try. It comes back in the `LoadState`, so that the
             end of one try is not taken for that of the next.
+        abort: end the requests that are still under way. Without it the engine waits for them, and
+            lets new ones wait, too; one that is paused does neither.
     """
 
     pod: str
@@ -73,6 +75,7 @@ class Load:
     version: str
     flush: bool = True
     token: str = ""
+    abort: bool = False
 
 
 @dataclass(frozen=True)

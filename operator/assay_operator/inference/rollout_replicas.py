@@ -89,7 +89,7 @@ def redirect(rollout: Rollout, world: World, goal: Target) -> Rollout:
         replica = world.live.get(record.uid)
         if replica is None or record.goal == goal.version:
             continue
-        changed = replace(record, goal=goal.version, loads=0)
+        changed = replace(record, goal=goal.version, loads=0, abort=bool(record.token))
         # Whatever was ordered is not forgotten: only a load that is seen to end well undoes it.
         if record.token and record.stage not in {"Restarting", "Quarantined"}:
             rollout = _order(rollout, world, changed, replica)
@@ -98,18 +98,9 @@ def redirect(rollout: Rollout, world: World, goal: Target) -> Rollout:
     return rollout
 
 
-def load_again(
-    rollout: Rollout, world: World, record: Record, why: str, diary: Diary
-) -> tuple[Rollout, bool]:
-    """Has the canary, which lost its weights, load them once more.
-
-    Returns:
-        the rollout, and whether another try was left.
-    """
-    replica = world.live[record.uid]
-    rollout = _Hand(rollout, world, record, replica, diary).again(why)
-    after = rollout.record(record.uid)
-    return rollout, after is not None and after.stage == "Loading"
+def load_again(rollout: Rollout, world: World, record: Record, why: str, diary: Diary) -> Rollout:
+    """Has a replica that lost its weights load them once more, if a try is left."""
+    return _Hand(rollout, world, record, world.live[record.uid], diary).again(why)
 
 
 def actions(rollout: Rollout, world: World) -> Iterator[EngineAction]:
@@ -128,7 +119,8 @@ def actions(rollout: Rollout, world: World) -> Iterator[EngineAction]:
         elif record.stage == "Loading":
             if _is_due(record, replica):
                 path = rollout.place_of(record.goal)
-                yield Load(replica.pod, path, record.goal, token=record.token)
+                abort = record.abort and not replica.paused
+                yield Load(replica.pod, path, record.goal, token=record.token, abort=abort)
         elif record.stage == "Restarting":
             if not world.policy.paused:
                 yield Restart(replica.pod)
@@ -236,7 +228,7 @@ class _Hand:
 
     def again(self, why: str) -> Rollout:
         """After a load that came to nothing: another one, or what is left when that is in vain."""
-        noted = replace(self._record, note=why)
+        noted = replace(self._record, note=why, abort=True)
         if self._world.policy.paused:
             return self._rollout
         if noted.loads < MAX_LOADS:
@@ -265,7 +257,7 @@ class _Hand:
             f"pod/{record.pod} was not idle within {self._waited:.0f} s: it loads "
             f"{short(record.goal)} now, which ends the requests that it still has.",
         )
-        return _order(rollout, self._world, record, replica)
+        return _order(rollout, self._world, replace(record, abort=True), replica)
 
     def _drained(self) -> bool:
         replica = self._replica

@@ -29,6 +29,9 @@ Phase = Literal[
 ]
 Stage = Literal["Out", "Loading", "Proving", "Loaded", "Spoilt", "Restarting", "Quarantined"]
 OVER: frozenset[Phase] = frozenset({"Done", "Failed", "Superseded"})
+FIRST_RETRY_SECONDS = 600.0
+LAST_RETRY_SECONDS = 6 * 3600.0
+"""What failed without a fault of the target is tried again, each time after twice as long."""
 FORWARD: frozenset[Phase] = frozenset({"Waving", "Recreating", "Done"})
 """Phases in which the new weights are what is served, and what the pointer names."""
 
@@ -229,6 +232,7 @@ class Record:
         token: of the last load that was ordered; empty while there was none.
         loads: how many were.
         restarts: of its container at the last order: one more, and it came to nothing.
+        abort: whether the next one ends requests that are still under way.
         note: why the last one came to nothing.
     """
 
@@ -240,6 +244,7 @@ class Record:
     token: str = ""
     loads: int = 0
     restarts: int = 0
+    abort: bool = False
     note: str = ""
 
     __pydantic_config__ = _CONFIG
@@ -277,6 +282,7 @@ class Rollout:
         paused: whether it stands still.
         idle: whether no replica is wanted, so that there is nobody to try the target on.
         blame: whether what failed speaks against the target.
+        tries: rollouts of the target that failed for other reasons, one after the other.
         reason: one word for why it goes back.
         detail: why, for people.
         finished: when it was over.
@@ -311,6 +317,7 @@ class Rollout:
     paused: bool = False
     idle: bool = False
     blame: bool = False
+    tries: int = 0
     reason: str = ""
     detail: str = ""
     finished: Annotated[datetime | None, Field(alias="finishedAt")] = None
@@ -353,6 +360,14 @@ class Rollout:
     def excluded(self) -> frozenset[str]:
         """The uids of the replicas that must not be used whatever they report."""
         return frozenset(record.uid for record in self.records)
+
+    @property
+    def again_at(self) -> datetime | None:
+        """When a rollout that failed, and not for its target's fault, is tried again."""
+        if self.phase != "Failed" or self.blame or self.finished is None:
+            return None
+        wait = min(FIRST_RETRY_SECONDS * 2 ** min(self.tries, 10), LAST_RETRY_SECONDS)
+        return self.finished + timedelta(seconds=wait)
 
     def record(self, uid: str) -> Record | None:
         """The record of a replica, None where it has none."""

@@ -55,7 +55,12 @@ def refusal(world: World) -> Json | None:
     return next(found, None)
 
 
-def _inspecting(rollout: Rollout, _: World) -> str:
+def _inspecting(rollout: Rollout, world: World) -> str:
+    if any(each.version in rollout.older for each in world.live.values()):
+        return (
+            f"Inspecting: the files of {who(rollout.target)} are checked, while all replicas get "
+            f"{who(rollout.origin)}, with which alone it is compared then."
+        )
     return (
         f"Inspecting: the files of {who(rollout.target)} are checked and compared with those of "
         f"{who(rollout.origin)}. No engine is touched."
@@ -74,11 +79,6 @@ def _waits_for_canary(rollout: Rollout, world: World) -> str:
     new = who(rollout.target)
     if rollout.idle:
         return f"no replica is wanted, so there is none to try {new} on: it goes on with the first."
-    if any(each.version in rollout.older for each in world.live.values()):
-        return (
-            f"first all replicas get {short(rollout.origin.version)}, so that {new} is compared "
-            "with that alone."
-        )
     if rollout.surge:
         return (
             f"one more replica is made to try {new} on, since spec.rollout.maxUnavailable is 0. "
@@ -93,20 +93,15 @@ def _waits_for_canary(rollout: Rollout, world: World) -> str:
 def _hand(record: Record | None, pod: str, version: str) -> str:
     if record is None:
         return f"pod/{pod} is away."
-    match record.stage:
-        case "Out":
-            return f"pod/{pod} is out of the router and finishes its requests."
-        case "Loading":
-            failed = f" The last try: {record.note}." if record.note else ""
-            return f"pod/{pod} loads {version}.{failed}"
-        case "Proving":
-            return f"pod/{pod} has loaded {version} and has to generate a token."
-        case "Loaded":
-            return f"pod/{pod} serves {version}, to nobody yet."
-        case "Restarting":
-            return f"pod/{pod} is started anew: {record.note or 'it read an old pointer'}."
-        case _:
-            return f"pod/{pod} cannot load {version}: {record.note}."
+    failed = f" The last try: {record.note}." if record.note else ""
+    told = {
+        "Out": "is out of the router and finishes its requests.",
+        "Loading": f"loads {version}.{failed}",
+        "Proving": f"has loaded {version} and has to generate a token.",
+        "Loaded": f"serves {version}, to nobody yet.",
+        "Restarting": f"is started anew: {record.note or 'it read an old pointer'}.",
+    }
+    return f"pod/{pod} {told.get(record.stage, f'cannot load {version}: {record.note}.')}"
 
 
 def _gating(rollout: Rollout, world: World) -> str:
@@ -183,7 +178,7 @@ def _not_tried(rollout: Rollout, world: World) -> str:
     target = world.target
     if target.version == rollout.serves.version:
         return ""
-    again = f" To try it again: kubectl annotate {RETRY_ANNOTATION}={target.version}."
+    again = f" To try it again, set the annotation {RETRY_ANNOTATION} to {target.version}."
     if refused := refusal(world):
         if rollout.phase == "Failed" and rollout.target.version == target.version:
             return again
@@ -191,7 +186,11 @@ def _not_tried(rollout: Rollout, world: World) -> str:
         return f" {who(target)} is wanted, and was refused at {refused.get('time')}: {why}{again}"
     if world.policy.paused:
         return f" {who(target)} is wanted, and waits: spec.rollout.paused is true."
-    return again if rollout.phase == "Failed" else ""
+    if rollout.phase != "Failed" or not rollout.target.same_place(target):
+        return ""
+    if rollout.again_at:
+        return f" It is tried again at {rollout.again_at:%Y-%m-%dT%H:%M:%SZ}.{again}"
+    return again
 
 
 def _stop(text: str) -> str:
