@@ -36,6 +36,7 @@ from assay_operator.reconciler import Reconciler
 from assay_operator.reconcilers.checkpoint import Checkpoints
 from assay_operator.reconcilers.inference import Services
 from assay_operator.reconcilers.shell import Kind, Shell
+from assay_operator.reconcilers.training import Jobs
 from assay_operator.sglang.client import SGLang
 from assay_operator.sglang.control import Control
 from assay_operator.sglang.reach import ApiServerReach, PodReach, Reach
@@ -291,7 +292,11 @@ async def run(options: Options, config: OperatorConfig) -> int:
 
 def _kinds(shell: Shell) -> dict[str, Kind]:
     """The kinds that have an actor, by their name in a `Key`."""
-    return {"inferenceservice": Services(shell), "checkpoint": Checkpoints(shell)}
+    return {
+        "inferenceservice": Services(shell),
+        "verifiedrljob": Jobs(shell),
+        "checkpoint": Checkpoints(shell),
+    }
 
 
 def _reach(options: Options, client: Client) -> Reach:

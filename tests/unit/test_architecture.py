@@ -14,14 +14,17 @@ REPOSITORY = Path(__file__).parents[2]
 PACKAGE = REPOSITORY / "operator" / "assay_operator"
 VERIFIERS = REPOSITORY / "trainer" / "assay_verifiers"
 TRAINER = REPOSITORY / "trainer" / "assay_trainer"
-PARTS = ("api", "inference", "training", "cluster", "sglang", "handlers")
+PURE = ("api", "inference", "training", "checkpoints")
+PARTS = (*PURE, "cluster", "sglang", "handlers", "reconcilers")
 ALLOWED: dict[str, set[str]] = {
     "api": set(),
     "inference": {"api"},
     "training": {"api", "inference"},
+    "checkpoints": {"api", "inference"},
     "cluster": {"api"},
     "sglang": {"api", "inference", "cluster"},
-    "handlers": {"api", "inference", "training", "cluster", "sglang"},
+    "handlers": {*PURE, "cluster", "sglang"},
+    "reconcilers": {*PURE, "cluster", "sglang"},
 }
 HEAVY = {"torch", "sglang", "transformers", "triton", "assay_trainer", "assay_kernels"}
 
@@ -60,7 +63,7 @@ def test_only_handlers_know_kopf() -> None:
             assert "kopf" not in {name.split(".")[0] for name in imports(path)}, path.name
 
 
-@pytest.mark.parametrize("part", ["api", "inference", "training"])
+@pytest.mark.parametrize("part", PURE)
 def test_the_core_is_pure(part: str) -> None:
     """No network, no clock, no event loop where decisions are made."""
     shell = {"aiohttp", "asyncio", "kubernetes", "kopf", "socket", "time", "random", "subprocess"}

@@ -25,6 +25,26 @@ kind: ConfigMap
 metadata: {name: bystander}
 """
 
+LOOP = """
+---
+apiVersion: assay.dev/v1alpha1
+kind: VerifiedRLJob
+metadata: {name: solver-rl, namespace: team}
+spec:
+  model: {source: "pvc://models/solver"}
+  data: {source: "reasoning-gym://number_sorting?seed=7"}
+  rollout: {engine: {accelerator: cpu}}
+  trainer: {accelerator: cpu, steps: 40}
+  checkpoint: {storage: {size: 1Gi}}
+---
+apiVersion: assay.dev/v1alpha1
+kind: Checkpoint
+metadata: {name: mine, namespace: team}
+spec:
+  source: "pvc://models/mine"
+  evaluation: {suite: {configMap: heldout}, minScore: 0.5, engine: {accelerator: cpu}}
+"""
+
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
@@ -82,7 +102,28 @@ class TestPlan:
     ) -> None:
         file.write_text("kind: ConfigMap\n")
         assert main(["plan", str(file)]) == 1
-        assert "no InferenceService" in capsys.readouterr().err
+        assert "no InferenceService or VerifiedRLJob" in capsys.readouterr().err
+
+    def test_every_kind_is_planned(self, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        file.write_text(SERVICE + LOOP)
+        assert main(["plan", str(file)]) == 0
+        owners = {
+            item["metadata"]["labels"]["assay.dev/owner"]
+            for item in yaml.safe_load_all(capsys.readouterr().out)
+        }
+        assert owners == {"inferenceservice.solver", "verifiedrljob.solver-rl", "checkpoint.mine"}
+
+    def test_a_kind_that_has_no_children_is_checked_all_the_same(
+        self, file: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        grant = {"apiVersion": "assay.dev/v1alpha1", "kind": "CheckpointGrant"}
+        grant |= {"metadata": {"name": "g"}, "spec": {"from": [{"namespace": "team-b"}]}}
+        file.write_text(yaml.safe_dump(grant))
+        assert main(["plan", str(file)]) == 0
+        assert capsys.readouterr().out == ""
+        file.write_text(yaml.safe_dump(grant | {"spec": {"from": []}}))
+        assert main(["plan", str(file)]) == 1
+        assert "g: spec.from: " in capsys.readouterr().err
 
     def test_a_file_that_is_not_there(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["plan", "nowhere.yaml"]) == 1
