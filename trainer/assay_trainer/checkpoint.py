@@ -2,6 +2,7 @@
 
     RUN/lock, RUN/attempt                 who works here, and how often the run was begun
     RUN/pins/DIGEST                       models that are being served, put there by who serves them
+                                          (and in the folder that ASSAY_PINS names)
     RUN/checkpoints/step-000020/          a Hugging Face folder that an engine can serve as it is
         trainer/{state.safetensors,state.json,buffer.safetensors}
         manifest.json
@@ -240,8 +241,12 @@ class Checkpoints:
                 "step": saved.manifest.step,
                 "path": str(saved.path),
                 "digest": saved.manifest.digest,
+                "version": saved.manifest.version,
+                "parent": saved.manifest.parent,
                 "score": saved.manifest.score,
                 "verified": saved.manifest.verified,
+                "evaluation": saved.manifest.evaluation,
+                "time": saved.manifest.time,
             }
             for saved in found(self._folder)[0]
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from assay_trainer.storage import CheckpointError, hashed, plain_files
 
 CHECKPOINTS = "checkpoints"
 PINS = "pins"
+PINS_VARIABLE = "ASSAY_PINS"
+"""The environment variable that names a further folder of pins, such as a mounted ConfigMap."""
 _FOLDER = re.compile(r"step-(\d{6,})(?:\.\d+)?")
 
 
@@ -114,11 +117,18 @@ def found(folder: Path) -> tuple[list[Saved], list[Skipped]]:
 
 
 def pins(folder: Path) -> frozenset[str]:
-    """Digests of the models that are being served, as who serves them has left word."""
+    """Digests of the models that are being served, as who serves them has left word: in the run's
+    folder, and in one beside it for who cannot write there."""
+    beside = os.environ.get(PINS_VARIABLE)
+    places = [folder / PINS, *([Path(beside)] if beside else [])]
+    return frozenset(name for place in places for name in _names(place))
+
+
+def _names(folder: Path) -> list[str]:
     try:
-        return frozenset(pin.name for pin in (folder / PINS).iterdir())
+        return [file.name for file in folder.iterdir()]
     except FileNotFoundError:
-        return frozenset()
+        return []
 
 
 def has_sizes(saved: Saved) -> bool:
