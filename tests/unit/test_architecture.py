@@ -122,7 +122,10 @@ def test_a_job_file_is_read_without_torch() -> None:
 
 def test_a_job_is_checked_and_checkpoints_are_listed_without_torch() -> None:
     """All that the command line imports before it trains, as the interpreter sees it."""
-    parts = ("settings", "job", "check", "manifest", "inventory", "storage", "cli")
+    parts = (
+        *("settings", "job", "check", "manifest", "inventory", "storage", "cli"),
+        *("inspection", "likeness", "tensorfiles"),
+    )
     code = f"""import sys, assay_trainer.cli
 missing = {{f"assay_trainer.{{part}}" for part in {parts!r}}} - {{*sys.modules}}
 heavy = {{"torch", "numpy", "transformers", "safetensors", "matplotlib"}} & {{*sys.modules}}
@@ -180,7 +183,9 @@ def test_what_asks_judges_and_watches_handles_no_tensors(part: str) -> None:
     assert "torch" not in roots(TRAINER / f"{part}.py")
 
 
-@pytest.mark.parametrize("part", ["batch", "manifest", "schedule", "watch"])
+@pytest.mark.parametrize(
+    "part", ["batch", "likeness", "manifest", "schedule", "tensorfiles", "watch"]
+)
 def test_what_the_trainer_decides_from_plain_data_is_pure(part: str) -> None:
     shell = {"asyncio", "httpx", "os", "pathlib", "random", "subprocess", "threading", "time"}
     assert not shell & roots(TRAINER / f"{part}.py")

@@ -23,9 +23,8 @@ from assay_verifiers.decision import Decision, ItemScores
 from assay_verifiers.endpoints import Identity, Sampling
 from assay_verifiers.statistics import Difference, Score
 from assay_verifiers.suites import Suite, SuiteItem
+from assay_verifiers.termination import MOST_BYTES
 
-SUMMARY_BYTES = 4095
-"""Kubernetes keeps at most 4,096 bytes of a container's termination message."""
 EXIT_CODES = {"pass": 0, "fail": 1, "undecided": 3}
 _WORST_TOLD = 50
 _LOOKS_TOLD = 10
@@ -224,7 +223,7 @@ def summary(report: Mapping[str, Any]) -> bytes:
     """The report in less than 4 KB of JSON, whatever names and reasons are in it."""
     for longest, ids in ((400, 10), (200, 10), (100, 5), (50, 3), (12, 0)):
         data = json.dumps(_summary(report, longest, ids), separators=(",", ":")).encode()
-        if len(data) <= SUMMARY_BYTES:
+        if len(data) <= MOST_BYTES:
             return data
     raise AssertionError("the shortest summary has a fixed size")
 
