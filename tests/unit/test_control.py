@@ -128,7 +128,7 @@ class TestLoading:
         wanted = {"model_path": "/checkpoints/b", "weight_version": "sha256:bb"}
         assert engine.asked[0] == (
             "/update_weights_from_disk",
-            {**wanted, "flush_cache": True},
+            {**wanted, "flush_cache": True, "abort_all_requests": False},
         )
         assert woken == [KEY]
 
@@ -148,6 +148,12 @@ class TestLoading:
     async def test_after_its_end_another_may_follow(self, control: Control, engine: Engine) -> None:
         await loaded(control)
         assert await loaded(control, Load("one", "/models/a", "a")) == LoadState("a", "done")
+
+    async def test_requests_end_for_it_only_where_that_is_asked_for(
+        self, control: Control, engine: Engine
+    ) -> None:
+        await loaded(control, replace(LOAD, abort=True))
+        assert engine.asked[0][1]["abort_all_requests"] is True
 
     async def test_one_order_is_carried_out_once(self, control: Control, engine: Engine) -> None:
         order = replace(LOAD, token="1")

@@ -15,7 +15,7 @@ from assay_operator.inference.observation import Probe
 from assay_operator.plan import Json
 from assay_operator.sglang import client as module
 from assay_operator.sglang import reach as ways
-from assay_operator.sglang.client import SGLang
+from assay_operator.sglang.client import Listing, SGLang
 from assay_operator.sglang.reach import ApiServerReach, PodReach, ProbeError, Question
 
 ROUTER_METRICS = """\
@@ -210,12 +210,17 @@ class TestEngines:
 
 
 class TestRouters:
-    async def test_healthy_workers_are_listed(self, sglang: SGLang) -> None:
-        assert await sglang.listing(pod()) == {"http://10.0.0.1:30000", "http://10.0.0.2:30000"}
+    async def test_healthy_workers_are_told_from_those_that_are_merely_known(
+        self, sglang: SGLang
+    ) -> None:
+        healthy = {"http://10.0.0.1:30000", "http://10.0.0.2:30000"}
+        found = await sglang.listing(pod())
+        assert found is not None and found.healthy == healthy
+        assert found.known == healthy | {"http://10.0.0.3:30000"}
 
     async def test_none_is_not_the_same_as_no_answer(self, sglang: SGLang, server: Server) -> None:
         server.answers["/metrics"] = web.Response(text="smg_router_requests_total 0\n")
-        assert await sglang.listing(pod()) == frozenset()
+        assert await sglang.listing(pod()) == Listing(frozenset(), frozenset())
         server.answers["/metrics"] = web.Response(status=503)
         assert await sglang.listing(pod()) is None
 

@@ -189,10 +189,15 @@ class TestVersions:
         status = {
             "checkpoint": "a, b",
             "served": {"version": "c"},
-            "rollout": {"phase": "Gating", "to": {"version": "d"}, "seats": [{"version": "e"}]},
-            "refused": [{"version": "f"}],
+            "rollout": {
+                "phase": "Gating",
+                "to": {"version": "d"},
+                "replicas": [{"version": "e"}],
+                "older": ["f"],
+            },
+            "refused": [{"version": "g"}],
         }
-        assert versions({"status": status}) == {"a", "b", "c", "d", "e"}
+        assert versions({"status": status}) == {"a", "b", "c", "d", "e", "f"}
 
     @pytest.mark.parametrize("phase", ["Done", "Failed", "Superseded"])
     def test_a_rollout_that_is_over_brings_nothing(self, phase: str) -> None:

@@ -61,14 +61,15 @@ def is_at_rest(rollout: Json | None) -> bool:
     return not rollout or rollout.get("phase") in _AT_REST
 
 
-def _named(data: Any) -> Iterator[str]:
-    """Every `version` in JSON data, however deep."""
-    if isinstance(data, dict):
-        version = data.get("version")
+def _named(rollout: Any) -> Iterator[str]:
+    """Every `version` in JSON data, however deep, and the members of `older`."""
+    if isinstance(rollout, dict):
+        version = rollout.get("version")
         if isinstance(version, str):
             yield version
-        for value in data.values():
+        yield from rollout.get("older") or ()
+        for value in rollout.values():
             yield from _named(value)
-    elif isinstance(data, list):
-        for value in data:
+    elif isinstance(rollout, list):
+        for value in rollout:
             yield from _named(value)

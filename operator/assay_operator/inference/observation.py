@@ -75,7 +75,8 @@ class Observation:
         probes: by uid of the engine pod; one whose engine has not started, or that was not asked,
             is absent.
         listings: by uid of the router pod, the URLs of the healthy workers that it lists; None
-            where it did not answer; absent where it is not ready.
+            where it did not answer; absent where it has not started.
+        known: as listings, with the workers that the router finds unwell or drains.
         rejections: the API server's words about children that it refused in the last pass.
         works: by uid of the engine pod, what it is at; only where that matters, so while a rollout
             goes on, or where the kubelet finds a running engine not ready.
@@ -95,6 +96,7 @@ class Observation:
     probes: Mapping[str, Probe] = field(default_factory=dict)
     listings: Mapping[str, frozenset[str] | None] = field(default_factory=dict)
     rejections: Mapping[Ref, str] = field(default_factory=dict)
+    known: Mapping[str, frozenset[str] | None] = field(default_factory=dict)
     works: Mapping[str, Work] = field(default_factory=dict)
     loads: Mapping[str, LoadState] = field(default_factory=dict)
     jobs: tuple[Json, ...] = ()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from assay_operator.checkpoints.observation import claim_of
 from assay_operator.cluster.topics import Topic, is_at_rest
 from assay_operator.cluster.view import Key
 from assay_operator.config import OperatorConfig
@@ -26,6 +27,7 @@ from assay_operator.reconcilers.shell import (
     has_started,
     of_component,
 )
+from assay_operator.sglang.client import Listing
 
 Planner = Callable[[Observation, OperatorConfig, datetime], Plan]
 _PINNED = "checkpoint://"
@@ -76,7 +78,7 @@ class _Answers:
     """What engines, routers and the API server said to one look."""
 
     probes: Mapping[str, Probe] = field(default_factory=dict)
-    listings: Mapping[str, frozenset[str] | None] = field(default_factory=dict)
+    listings: Mapping[str, Listing | None] = field(default_factory=dict)
     works: Mapping[str, Work] = field(default_factory=dict)
     found: Mapping[Ref, Json | None] = field(default_factory=dict)
 
@@ -101,9 +103,9 @@ class Services:
         (probes, works), listings, found = await asyncio.gather(
             self._engines(owner, [pod for pod in of_component(pods, "engine") if has_started(pod)]),
             self._shell.sglang.listings(
-                pod for pod in of_component(pods, "router") if is_ready(pod)
+                pod for pod in of_component(pods, "router") if has_started(pod)
             ),
-            self._shell.lookups.find(key.namespace, refers.names),
+            self._shell.lookups.find(key.namespace, {*refers.names, *self._claims(key, refers)}),
         )
         answers = _Answers(probes, listings, works, found)
 
@@ -140,7 +142,10 @@ class Services:
             engines=engines,
             routers=of_component(pods, "router"),
             probes=answers.probes,
-            listings=answers.listings,
+            listings={
+                uid: found.healthy if found else None for uid, found in answers.listings.items()
+            },
+            known={uid: found.known if found else None for uid, found in answers.listings.items()},
             rejections=self._shell.applier.rejections(key),
             works=answers.works,
             loads=self._shell.control.loads(engines),
@@ -150,6 +155,15 @@ class Services:
             grants=tuple(grants),
             found=answers.found,
         )
+
+    def _claims(self, key: Key, refers: References) -> set[Ref]:
+        """The claims of its own namespace that weights which it may serve lie on."""
+        own = (
+            item
+            for item in self._checkpoints(key, refers)
+            if item["metadata"]["namespace"] == key.namespace
+        )
+        return {Ref("PersistentVolumeClaim", claim_of(item["spec"]["source"])) for item in own}
 
     def _checkpoints(self, key: Key, refers: References) -> tuple[Json, ...]:
         """The Checkpoint that is pinned, or those of the job that is followed."""

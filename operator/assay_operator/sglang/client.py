@@ -39,6 +39,19 @@ _HEALTH = Question(METRICS_PORT, "/metrics", text=True)
 _HEALTH_METRIC = "smg_worker_health"
 
 
+@dataclass(frozen=True)
+class Listing:
+    """The workers of one router, by their URLs.
+
+    Attributes:
+        healthy: those that it sends requests to.
+        known: these, and those that it finds unwell or drains.
+    """
+
+    healthy: frozenset[str]
+    known: frozenset[str]
+
+
 @dataclass
 class Life:
     """What is known of one engine since it made its first token; a new start is a new life.
@@ -81,11 +94,11 @@ class SGLang:
         )
         return {pod["metadata"]["uid"]: probe for pod, probe in zip(pods, answers, strict=True)}
 
-    async def listings(self, routers: Iterable[Json]) -> dict[str, frozenset[str] | None]:
-        """The healthy workers that each router lists, by the uid of its pod."""
+    async def listings(self, routers: Iterable[Json]) -> dict[str, Listing | None]:
+        """The workers that each router lists, by the uid of its pod."""
         pods = list(routers)
         answers = await asyncio.gather(*map(self.listing, pods))
-        return {pod["metadata"]["uid"]: urls for pod, urls in zip(pods, answers, strict=True)}
+        return {pod["metadata"]["uid"]: found for pod, found in zip(pods, answers, strict=True)}
 
     async def probe(self, engine: Json, busy: bool = False) -> Probe:
         """What one engine serves, and whether it can generate.
@@ -140,10 +153,10 @@ class SGLang:
         finally:
             life.look = None
 
-    async def listing(self, router: Json) -> frozenset[str] | None:
-        """The URLs of the workers that a router finds healthy, None where it does not answer."""
+    async def listing(self, router: Json) -> Listing | None:
+        """The workers of one router, None where it does not answer."""
         try:
-            return healthy_workers(await self._reach.ask(router, _HEALTH))
+            return workers(await self._reach.ask(router, _HEALTH))
         except (ProbeError, ValueError, KeyError):
             return None
 
@@ -153,10 +166,10 @@ class SGLang:
             life.end()
 
 
-def healthy_workers(metrics: str) -> frozenset[str]:
-    """The URLs of the workers that a router's metrics page calls healthy.
+def workers(metrics: str) -> Listing:
+    """The workers that a router's metrics page tells of.
 
-    A worker appears there when the router lists it, and goes when it has been drained.
+    One appears there when the router lists it, and goes when it has been drained.
 
     Raises:
         ValueError, KeyError: it is not such a page.
@@ -165,12 +178,12 @@ def healthy_workers(metrics: str) -> frozenset[str]:
     lines = [line for line in metrics.splitlines() if line.startswith(_HEALTH_METRIC + "{")]
     if not lines and "smg_" not in metrics:
         raise ValueError("these are not a router's metrics")
-    return frozenset(
-        sample.labels["worker"].rstrip("/")
+    found = {
+        sample.labels["worker"].rstrip("/"): sample.value == 1
         for family in text_string_to_metric_families("\n".join(lines) + "\n")
         for sample in family.samples
-        if sample.value == 1
-    )
+    }
+    return Listing(frozenset(url for url, healthy in found.items() if healthy), frozenset(found))
 
 
 def restarts(pod: Json) -> int:

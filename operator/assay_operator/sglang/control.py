@@ -144,6 +144,7 @@ class Control:
             "model_path": action.path,
             "weight_version": action.version,
             "flush_cache": action.flush,
+            "abort_all_requests": action.abort,
         }
         question = Question(_UPDATE.port, _UPDATE.path, _UPDATE.seconds, body)
         done = await self._reach.ask(pod, question)
