@@ -149,47 +149,46 @@ class TestServices:
         found: Observation = await look(Services(shell, seen), SERVICE, shell.view, seen)
         return found
 
-    async def test_started_pods_are_asked_and_all_are_seen(
+    async def test_ready_pods_are_asked_and_all_are_seen(
         self, shell: Shell, view: View, fakes: Fakes, seen: Seen
     ) -> None:
-        view.put(resource("InferenceService", SERVICE))
+        view.put(resource("InferenceService", SERVICE, status={"rollout": {"phase": "Done"}}))
         for item in (
             pod(SERVICE, "e1", "engine"),
-            pod(SERVICE, "e2", "engine", ready=False, started=False),
-            pod(SERVICE, "r1", "router", ready=False),
+            pod(SERVICE, "e2", "engine", ready=False),
+            pod(SERVICE, "r1", "router"),
+            pod(SERVICE, "r2", "router", ready=False),
             pod(SERVICE, "g1", "gate", ready=False),
         ):
             view.put(item)
         made = await self.observed(shell, seen)
         assert fakes.asked["probes"] == ["uid-e1"] and fakes.asked["listings"] == ["uid-r1"]
+        assert "works" not in fakes.asked
         assert [item["metadata"]["name"] for item in made.engines] == ["e1", "e2"]
         assert [item["metadata"]["name"] for item in made.jobs] == ["g1"]
         assert made.listings == {"uid-r1": URL} and made.known == {"uid-r1": URL | {"x"}}
         assert made.rejections
 
-    async def test_in_a_quiet_time_engines_are_not_asked_what_they_are_at(
-        self, shell: Shell, view: View, fakes: Fakes, seen: Seen
-    ) -> None:
-        view.put(resource("InferenceService", SERVICE, status={"rollout": {"phase": "Done"}}))
-        view.put(pod(SERVICE, "e1", "engine"))
-        view.put(pod(SERVICE, "e2", "engine", ready=False))
-        await self.observed(shell, seen)
-        assert fakes.asked["works"] == ["uid-e2"], "it may be paused"
-
-    async def test_while_the_weights_change_they_are(
+    async def test_while_the_weights_change_all_that_are_up_are_asked_what_they_are_at(
         self, shell: Shell, view: View, fakes: Fakes, seen: Seen
     ) -> None:
         view.put(resource("InferenceService", SERVICE, status={"rollout": {"phase": "Waving"}}))
         for name in ("e1", "e2", "e3"):
             view.put(pod(SERVICE, name, "engine"))
+        view.put(pod(SERVICE, "e4", "engine", ready=False))
+        view.put(pod(SERVICE, "e5", "engine", ready=False, started=False))
+        view.put(pod(SERVICE, "r2", "router", ready=False))
         fakes.working["uid-e2"] = Work(0, paused=True)
         fakes.loading = {
             "uid-e1": LoadState("v", "done"),
             "uid-e3": LoadState("v", "running"),
         }
         made = await self.observed(shell, seen)
+        up = ["uid-e1", "uid-e2", "uid-e3", "uid-e4"]
+        assert fakes.asked["works"] == fakes.asked["probes"] == up
+        assert fakes.asked["listings"] == ["uid-r2"]
         assert made.works["uid-e2"].paused and made.loads == fakes.loading
-        assert fakes.busy == {"uid-e2", "uid-e3"}, "these cannot generate now"
+        assert fakes.busy == {"uid-e2", "uid-e3", "uid-e4"}, "these are not made to generate now"
 
     async def test_one_that_refers_to_nothing_sees_nothing_and_is_woken_by_nothing(
         self, shell: Shell, view: View, seen: Seen, fakes: Fakes

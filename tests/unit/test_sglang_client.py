@@ -70,7 +70,7 @@ async def server() -> AsyncIterator[Server]:
 
 @pytest.fixture
 async def sglang(server: Server, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SGLang]:
-    for name in ("MODEL_INFO", "_GENERATION", "_LIVING", "_HEALTH"):
+    for name in ("MODEL_INFO", "_MODEL_INFO_SOON", "_GENERATION", "_LIVING", "_HEALTH"):
         question = getattr(module, name)
         moved = replace(question, port=server.port, seconds=0.3)
         monkeypatch.setattr(module, name, moved)
@@ -123,6 +123,15 @@ class TestEngines:
         server.answers["/model_info"] = {"weight_version": "v2"}
         assert (await sglang.probe(pod(restarts=1))).version == "v2"
         assert server.asked.count("POST /generate") == 3
+
+    async def test_a_busy_one_is_asked_for_its_version_only(
+        self, sglang: SGLang, server: Server
+    ) -> None:
+        assert (await sglang.probes([pod()], {"one"}))["one"] == Probe("v1", generated=False)
+        assert await sglang.probe(pod()) == Probe("v1", generated=True)
+        server.asked.clear()
+        assert (await sglang.probes([pod()], {"one"}))["one"] == Probe("v1", generated=True)
+        assert server.asked == ["GET /model_info"]
 
     async def test_one_that_cannot_generate_is_asked_again(
         self, sglang: SGLang, server: Server

@@ -72,14 +72,13 @@ class Observation:
         children: its live children but pods, by kind and name.
         engines: its engine pods, raw, terminating ones included.
         routers: its router pods, raw, terminating ones included.
-        probes: by uid of the engine pod; one whose engine has not started, or that was not asked,
-            is absent.
+        probes: by uid of the engine pod; one that was not asked is absent. Asked are the ready
+            ones, and during a rollout all that have started.
         listings: by uid of the router pod, the URLs of the healthy workers that it lists; None
-            where it did not answer; absent where it has not started.
+            where it did not answer; absent where it was not asked, as with engines.
         known: as listings, with the workers that the router finds unwell or drains.
         rejections: the API server's words about children that it refused in the last pass.
-        works: by uid of the engine pod, what it is at; only where that matters, so while a rollout
-            goes on, or where the kubelet finds a running engine not ready.
+        works: by uid of the engine pod, what it is at; during a rollout only.
         loads: by uid of the engine pod, what this process knows of the last load.
         jobs: pods of Jobs of this service, raw, terminating ones included.
         checkpoints: the Checkpoint that it pins, or all those of the job that it follows.

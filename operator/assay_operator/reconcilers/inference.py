@@ -99,12 +99,17 @@ class Services:
         """See Kind."""
         refers = references(owner)
         self._shell.view.watch(key, refers.topics(key.namespace))
-        pods = self._shell.view.pods(key)
+        # A pod that is up and not ready is asked only while the weights change: it may answer late
+        # or never, and in a quiet time there is nothing that it could add.
+        changing = not is_at_rest((owner.get("status") or {}).get("rollout"))
+        asked = [
+            pod
+            for pod in self._shell.view.pods(key)
+            if is_ready(pod) or (changing and has_started(pod))
+        ]
         (probes, works), listings, found = await asyncio.gather(
-            self._engines(owner, [pod for pod in of_component(pods, "engine") if has_started(pod)]),
-            self._shell.sglang.listings(
-                pod for pod in of_component(pods, "router") if has_started(pod)
-            ),
+            self._engines(of_component(asked, "engine"), changing),
+            self._shell.sglang.listings(of_component(asked, "router")),
             self._shell.lookups.find(key.namespace, {*refers.names, *self._claims(key, refers)}),
         )
         answers = _Answers(probes, listings, works, found)
@@ -116,17 +121,17 @@ class Services:
         return decide
 
     async def _engines(
-        self, service: Json, engines: list[Json]
+        self, engines: tuple[Json, ...], changing: bool
     ) -> tuple[dict[str, Probe], dict[str, Work]]:
-        """Asks engines what they have, and those that a rollout may be about what they are at.
+        """Asks engines what they have, and while that changes what they are at.
 
-        An engine that runs and is not ready may be paused: only its own word tells.
+        One that cannot generate now, paused or loading, is not asked to; nor one that the kubelet
+        finds unready, since a sick one would keep the others waiting.
         """
-        changing = not is_at_rest((service.get("status") or {}).get("rollout"))
-        asked = [pod for pod in engines if changing or not is_ready(pod)]
-        works = await self._shell.control.works(asked)
+        works = await self._shell.control.works(engines) if changing else {}
         loads = self._shell.control.loads(engines)
-        busy = {uid for uid, work in works.items() if work.paused}
+        busy = {pod["metadata"]["uid"] for pod in engines if not is_ready(pod)}
+        busy |= {uid for uid, work in works.items() if work.paused}
         busy |= {uid for uid, load in loads.items() if load.state == "running"}
         return await self._shell.sglang.probes(engines, busy), works
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -11,7 +11,7 @@ from assay_operator.cluster.apply import Applier
 from assay_operator.cluster.lookups import Lookups
 from assay_operator.cluster.view import Key, View
 from assay_operator.config import OperatorConfig
-from assay_operator.inference.observation import is_ready, is_terminating, labels_of
+from assay_operator.inference.observation import is_terminating, labels_of
 from assay_operator.plan import Json, Plan
 from assay_operator.sglang.client import SGLang
 from assay_operator.sglang.control import Control
@@ -54,7 +54,7 @@ class Kind(Protocol):
         """Asks whatever takes time, and returns what decides by the answers. Raises nothing."""
 
 
-def of_component(pods: list[Json], *components: str) -> tuple[Json, ...]:
+def of_component(pods: Iterable[Json], *components: str) -> tuple[Json, ...]:
     """The pods that have one of these components."""
     return tuple(pod for pod in pods if labels_of(pod).get(COMPONENT_LABEL) in components)
 
@@ -63,4 +63,4 @@ def has_started(pod: Json) -> bool:
     """Whether the kubelet found the pod's containers up since they began; they may not be ready."""
     statuses = pod.get("status", {}).get("containerStatuses") or []
     started = bool(statuses) and all(each.get("started") for each in statuses)
-    return is_ready(pod) or (started and not is_terminating(pod))
+    return started and not is_terminating(pod)

@@ -14,6 +14,8 @@ from assay_operator.inference.observation import ENGINE_PORT, METRICS_PORT, Prob
 from assay_operator.plan import Json
 from assay_operator.sglang.reach import ProbeError, Question, Reach
 
+SOON_SECONDS = 2.0
+"""For what even an engine that is busy or unwell answers at once, if it answers at all."""
 GENERATE_SECONDS = 10.0
 LIVING_SECONDS = 30.0
 """Longer than the 20 s after which SGLang itself gives an answer up."""
@@ -23,6 +25,7 @@ HANGING_AFTER = 2
 
 
 MODEL_INFO = Question(ENGINE_PORT, "/model_info")
+_MODEL_INFO_SOON = Question(ENGINE_PORT, "/model_info", SOON_SECONDS)
 _GENERATION = Question(
     ENGINE_PORT,
     "/generate",
@@ -107,7 +110,7 @@ class SGLang:
         from then on it is only asked whether it still produces any.
         """
         try:
-            info = await self._reach.ask(engine, MODEL_INFO)
+            info = await self._reach.ask(engine, _MODEL_INFO_SOON if busy else MODEL_INFO)
         except ProbeError as error:
             return Probe(error=str(error))
         version = info.get("weight_version") if isinstance(info, dict) else None

@@ -16,7 +16,7 @@ from typing import Any
 from assay_operator.cluster.view import Key, key_of
 from assay_operator.inference.observation import ENGINE_PORT, LoadState, Work
 from assay_operator.plan import Json, Load
-from assay_operator.sglang.client import MODEL_INFO, restarts
+from assay_operator.sglang.client import MODEL_INFO, SOON_SECONDS, restarts
 from assay_operator.sglang.reach import ProbeError, Question, Reach
 
 LOAD_SECONDS = 1800.0
@@ -26,10 +26,10 @@ _UPDATE = Question(ENGINE_PORT, "/update_weights_from_disk", LOAD_SECONDS)
 # make useless anyway; the mode `abort`, the default, would end them.
 _PAUSE = Question(ENGINE_PORT, "/pause_generation", PAUSE_SECONDS, {"mode": "retract"})
 _RESUME = Question(ENGINE_PORT, "/continue_generation", PAUSE_SECONDS, {})
-_LOADS = Question(ENGINE_PORT, "/v1/loads")
+_LOADS = Question(ENGINE_PORT, "/v1/loads", SOON_SECONDS)
 _COUNTS = ("num_running_reqs", "num_waiting_reqs")
-_READY = Question(ENGINE_PORT, "/ready")
-_HEALTH = Question(ENGINE_PORT, "/health")
+_READY = Question(ENGINE_PORT, "/ready", SOON_SECONDS)
+_HEALTH = Question(ENGINE_PORT, "/health", SOON_SECONDS)
 
 log = logging.getLogger(__name__)
 
