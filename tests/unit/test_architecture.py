@@ -124,7 +124,7 @@ def test_a_job_is_checked_and_checkpoints_are_listed_without_torch() -> None:
     """All that the command line imports before it trains, as the interpreter sees it."""
     parts = (
         *("settings", "job", "check", "manifest", "inventory", "storage", "cli"),
-        *("inspection", "likeness", "tensorfiles"),
+        *("inspection", "lastwords", "likeness", "tensorfiles"),
     )
     code = f"""import sys, assay_trainer.cli
 missing = {{f"assay_trainer.{{part}}" for part in {parts!r}}} - {{*sys.modules}}

@@ -31,6 +31,7 @@ from assay_trainer.inventory import (
     CHECKPOINTS,
     Saved,
     Skipped,
+    as_json,
     found,
     has_sizes,
     manifest_of,
@@ -236,20 +237,7 @@ class Checkpoints:
 
     def kept(self) -> tuple[dict[str, Any], ...]:
         """What there is, the newest first, as JSON data for who watches."""
-        return tuple(
-            {
-                "step": saved.manifest.step,
-                "path": str(saved.path),
-                "digest": saved.manifest.digest,
-                "version": saved.manifest.version,
-                "parent": saved.manifest.parent,
-                "score": saved.manifest.score,
-                "verified": saved.manifest.verified,
-                "evaluation": saved.manifest.evaluation,
-                "time": saved.manifest.time,
-            }
-            for saved in found(self._folder)[0]
-        )
+        return tuple(as_json(saved) for saved in found(self._folder)[0])
 
     def prune(self) -> list[Path]:
         """Deletes what the keep-policy (`to_delete`) gives up, and returns it.

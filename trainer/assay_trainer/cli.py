@@ -13,8 +13,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from assay_trainer import check, inspection, inventory
+from assay_trainer import check, inspection, inventory, lastwords
 from assay_trainer.job import Job, JobError, load
+from assay_trainer.lastwords import LastWords
 from assay_trainer.storage import CheckpointError
 from assay_verifiers.interrupts import Interrupted
 from assay_verifiers.termination import leave
@@ -153,15 +154,21 @@ def _told(path: Path, problems: Sequence[str]) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    job = load(options.job)
     # torchrun starts several of us; one is enough to say what is wrong.
     first = os.environ.get("RANK", "0") == "0"
-    if first and not options.replay and (wrong := check.here(job)[2]):
-        return _told(options.job, wrong)
-    return _trained(job, options, Console())
+    path = os.environ.get(lastwords.VARIABLE) if first else None
+    with LastWords(Path(path) if path else None) as last:
+        last.job = load(options.job)
+        if first and not options.replay and (wrong := check.here(last.job)[2]):
+            last.message = "; ".join(wrong)
+            last.code = _told(options.job, wrong)
+        else:
+            last.code, last.message = _trained(last.job, options, Console())
+        return last.code
 
 
-def _trained(job: Job, options: argparse.Namespace, console: Console) -> int:
+def _trained(job: Job, options: argparse.Namespace, console: Console) -> tuple[int, str]:
+    """Exit code, and why it is another one than 0."""
     # Seconds of imports (torch, transformers), so only once the job is known to be right.
     from assay_trainer.loop import TrainingStopped  # noqa: PLC0415
     from assay_trainer.run import FAILURES, run  # noqa: PLC0415
@@ -170,11 +177,11 @@ def _trained(job: Job, options: argparse.Namespace, console: Console) -> int:
         run(job, record=options.record, replay=options.replay, console=console)
     except TrainingStopped as reason:
         print(f"assay-train: stopped: {reason}", file=sys.stderr)
-        return STOPPED
+        return STOPPED, str(reason)
     except FAILURES as reason:
         print(f"assay-train: {reason}", file=sys.stderr)
-        return FAILED
-    return 0
+        return FAILED, str(reason)
+    return 0, ""
 
 
 def _checkpoints(options: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from assay_trainer.manifest import NAME, Manifest, ManifestError, decode, differences
 from assay_trainer.storage import CheckpointError, hashed, plain_files
@@ -114,6 +114,22 @@ def found(folder: Path) -> tuple[list[Saved], list[Skipped]]:
                 unreadable.append(Skipped(path, str(reason)))
     readable.sort(key=lambda saved: (saved.manifest.order, saved.path.name), reverse=True)
     return readable, unreadable
+
+
+def as_json(saved: Saved) -> dict[str, Any]:
+    """A checkpoint as /status and the last words tell of it."""
+    manifest = saved.manifest
+    return {
+        "step": manifest.step,
+        "path": str(saved.path),
+        "digest": manifest.digest,
+        "version": manifest.version,
+        "parent": manifest.parent,
+        "score": manifest.score,
+        "verified": manifest.verified,
+        "evaluation": manifest.evaluation,
+        "time": manifest.time,
+    }
 
 
 def pins(folder: Path) -> frozenset[str]:
