@@ -319,7 +319,17 @@ class TestChildren:
         client.foreign(config_map(k="theirs"))
         assert await carry_out(applier, config_map(k="ours"))
         assert client.objects["ConfigMap", "a"]["data"] == {"k": "theirs"}
-        assert "is not Assay's" in applier.rejections(KEY)[Ref("ConfigMap", "a")]
+        assert "is not this object's" in applier.rejections(KEY)[Ref("ConfigMap", "a")]
+
+    async def test_the_child_of_another_object_of_ours_is_not_taken(
+        self, applier: Applier, client: FakeClient, view: View
+    ) -> None:
+        """Both have one field manager, so the API server would let each take it from the other."""
+        other = {**OWNER, "metadata": {**OWNER["metadata"], "name": "other", "uid": "other-uid"}}
+        view.put(client.foreign(owned(config_map(k="theirs"), other)))
+        await carry_out(applier, config_map(k="theirs"))
+        assert client.writes == []
+        assert "is not this object's" in applier.rejections(KEY)[Ref("ConfigMap", "a")]
 
     async def test_what_is_ours_is_taken_though_the_view_did_not_know_it(
         self, applier: Applier, client: FakeClient
@@ -368,7 +378,7 @@ class TestWhatOutlivesItsOwner:
         await carry_out(applier, item)
         assert client.writes == []
         [message] = applier.rejections(KEY).values()
-        assert "is not Assay's" in message
+        assert "is not this object's" in message
 
     async def test_an_owner_that_is_made_anew_goes_on_with_it(
         self, applier: Applier, client: FakeClient
@@ -394,6 +404,14 @@ class TestWhatOutlivesItsOwner:
         assert await carry_out(applier, checkpoint("new"), delete=gone)
         assert set(client.objects) == {("Checkpoint", "new")}
         assert not await carry_out(applier, checkpoint("new"), delete=gone)
+
+    async def test_it_goes_though_something_else_is_refused(
+        self, applier: Applier, client: FakeClient
+    ) -> None:
+        await carry_out(applier, checkpoint("old"))
+        client.refuse["a"] = ApiError(422, "Invalid", "no")
+        await carry_out(applier, config_map("a"), delete=(Ref("Checkpoint", "old"),))
+        assert client.objects == {}
 
     async def test_one_of_somebody_elses_stays_though_a_plan_names_it(
         self, applier: Applier, client: FakeClient, view: View
@@ -544,6 +562,15 @@ class TestEngineActions:
         for action in self.ACTIONS:
             with pytest.raises(ApiError, match="lease"):
                 await applier.tell(KEY, OWNER, Plan(actions=(action,)), NOW)
+        assert client.writes == []
+
+    async def test_a_pod_on_its_way_out_is_not_deleted_again(
+        self, applier: Applier, client: FakeClient, view: View
+    ) -> None:
+        going = copy.deepcopy(client.objects["Pod", "q"])
+        going["metadata"]["deletionTimestamp"] = "2026-11-24T00:00:00Z"
+        view.put(client.foreign(going, uid="uid-q"))
+        await applier.tell(KEY, OWNER, Plan(actions=(Restart("q"),)), NOW)
         assert client.writes == []
 
     async def test_a_pod_that_is_gone_is_no_error(

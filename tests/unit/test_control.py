@@ -181,6 +181,15 @@ class TestLoading:
         state = await loaded(control, item=pod(address="127.0.0.254"))
         assert state.state == "failed" and state.message
 
+    async def test_an_error_of_our_own_is_no_load_that_runs_for_ever(
+        self, control: Control, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def breaks(*_: object) -> None:
+            raise KeyError("spec")
+
+        monkeypatch.setattr(control, "_loaded", breaks)
+        assert (await loaded(control)).message == "KeyError: 'spec'"
+
     async def test_an_engine_that_was_started_anew_has_loaded_nothing(
         self, control: Control, engine: Engine
     ) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from assay_operator.cluster.audit import ACTING
 from assay_operator.cluster.topics import Topic
 from assay_operator.cluster.view import Key, View
 from assay_operator.config import OperatorConfig
@@ -18,6 +19,7 @@ from assay_operator.reconcilers.checkpoint import Checkpoints
 from assay_operator.reconcilers.inference import Services
 from assay_operator.reconcilers.shell import Shell
 from assay_operator.reconcilers.training import Jobs
+from assay_operator.runtime import _kinds
 from assay_operator.sglang.client import Listing
 from assay_operator.sglang.reach import ProbeError, Question
 from tests.unit.worlds import NOW
@@ -118,6 +120,10 @@ def view() -> View:
 def shell(view: View, fakes: Fakes) -> Shell:
     fake: Any = fakes
     return Shell(view, fake, fake, fake, fake, fake, OperatorConfig())
+
+
+def test_every_kind_with_an_actor_has_somebody_who_looks(shell: Shell) -> None:
+    assert set(_kinds(shell)) == {kind.lower() for kind in ACTING}
 
 
 class Seen:

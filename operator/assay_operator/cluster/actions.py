@@ -63,7 +63,8 @@ class Hands:
                 await self._engines.resume(pod)
             case Restart():
                 # It is for the watch to say that the pod is on its way out.
-                await self._client.delete(pod)
+                if not pod["metadata"].get("deletionTimestamp"):
+                    await self._client.delete(pod)
 
     async def _annotate(self, key: Key, pod: Json, action: Annotate) -> None:
         if (pod["metadata"].get("annotations") or {}).get(action.key) == action.value:

@@ -13,6 +13,7 @@ from assay_operator.cluster.due import (
     Applied,
     digest,
     event_object,
+    is_anothers,
     is_dismissible,
     is_due,
     is_ours,
@@ -126,9 +127,11 @@ class Applier:
             changes += [result is True for result in results]
         if plan.prune and not errors and not ledger.rejected:
             leftover = superfluous(self._view.children(key).values(), named, ledger.uid)
-            leftover += self._dismissed(key, plan.delete)
             errors += await self._delete(key, leftover)
             changes.append(bool(leftover))
+        if dismissed := self._dismissed(key, plan.delete):
+            errors += await self._delete(key, dismissed)
+            changes.append(True)
         return Outcome(any(changes), tuple(errors))
 
     async def tell(self, key: Key, owner: Json, plan: Plan, now: datetime) -> None:
@@ -213,8 +216,8 @@ class Applier:
             there = await self._there(desired)
         if there is not None and is_ours(there, desired, uid):
             return await self._put_right(desired)
-        if there is not None and is_precious(desired):
-            raise _taken(desired, "it was not made by this object")
+        if there is not None and (is_precious(desired) or is_anothers(there, desired)):
+            raise _taken(desired, "it was not made for this object")
         try:
             return await self._client.apply(desired, force=False)
         except ApiError as error:
@@ -278,8 +281,8 @@ def _taken(desired: Json, why: str) -> ApiError:
     return ApiError(
         422,
         "Taken",
-        f"{desired['kind']} {desired['metadata']['name']} exists already and is not Assay's: "
-        f"delete it or choose another name ({why})",
+        f"{desired['kind']} {desired['metadata']['name']} exists already and is not this "
+        f"object's: delete it or choose another name ({why})",
     )
 
 

@@ -91,6 +91,15 @@ def is_ours(there: Json, desired: Json, uid: str) -> bool:
     return belongs_to(there, uid) or (is_kept(there) and same)
 
 
+def is_anothers(there: Json, desired: Json) -> bool:
+    """Whether what is there is the child of another object of ours.
+
+    The API server would not mind: to it all of our fields are one manager's.
+    """
+    owner = _label(there, OWNER_LABEL)
+    return owner is not None and owner != _label(desired, OWNER_LABEL)
+
+
 def _label(item: Json, name: str) -> str | None:
     value: str | None = (item["metadata"].get("labels") or {}).get(name)
     return value

@@ -130,6 +130,11 @@ class Control:
             loading.state = replace(loading.state, state="done")
         except ProbeError as error:
             loading.state = replace(loading.state, state="failed", message=str(error))
+        except Exception as error:
+            # Else it would count as running for ever.
+            log.exception("a load ended in an error of our own")
+            message = f"{type(error).__name__}: {error}"
+            loading.state = replace(loading.state, state="failed", message=message)
         key = key_of(pod)
         if key is not None:
             self.wake(key)

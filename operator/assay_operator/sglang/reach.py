@@ -12,6 +12,9 @@ from assay_operator.cluster.client import ApiError, Client
 from assay_operator.plan import Json
 
 CONNECT_SECONDS = 2.0
+CONNECTIONS = 64
+LONG_SECONDS = 60.0
+"""What may take longer has connections of its own: many loads at once must keep no look waiting."""
 ANSWER_SECONDS = 5.0
 _LARGEST_ANSWER = 1 << 20
 
@@ -56,7 +59,7 @@ class PodReach:
     """Straight to the pod's address: for an operator in the cluster."""
 
     def __init__(self) -> None:
-        self._session: aiohttp.ClientSession | None = None
+        self._sessions: dict[bool, aiohttp.ClientSession] = {}
 
     async def ask(self, pod: Json, question: Question) -> Any:
         address = pod.get("status", {}).get("podIP")
@@ -65,7 +68,7 @@ class PodReach:
         host = f"[{address}]" if ":" in address else address
         path, seconds = question.path, question.seconds
         try:
-            async with self._open().request(
+            async with self._open(seconds > LONG_SECONDS).request(
                 "GET" if question.body is None else "POST",
                 f"http://{host}:{question.port}{path}",
                 json=question.body,
@@ -88,15 +91,15 @@ class PodReach:
             raise ProbeError(f"{path}: the answer is not JSON") from error
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
+        for session in self._sessions.values():
+            await session.close()
 
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None:
+    def _open(self, long: bool) -> aiohttp.ClientSession:
+        if long not in self._sessions:
             # Pods come and go: a kept connection is rarely used again and often dead.
-            connector = aiohttp.TCPConnector(limit=64, force_close=True)
-            self._session = aiohttp.ClientSession(connector=connector)
-        return self._session
+            connector = aiohttp.TCPConnector(limit=0 if long else CONNECTIONS, force_close=True)
+            self._sessions[long] = aiohttp.ClientSession(connector=connector)
+        return self._sessions[long]
 
 
 async def _bounded(answer: aiohttp.ClientResponse) -> bytes:
