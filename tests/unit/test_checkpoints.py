@@ -243,7 +243,8 @@ class TestBrought:
         ("given", "found", "problem", "reason"),
         [
             (OTHER, DIGEST, f"the digest is {DIGEST}, not {OTHER}", "OtherDigest"),
-            (None, None, "pytorch_model.bin is a pickle", "Unsafe"),
+            (None, DIGEST, "pytorch_model.bin may be a pickle, which can run any code", "Unsafe"),
+            (DIGEST, DIGEST, "modeling.py is code: take it out", "Unsafe"),
             (DIGEST, DIGEST, "model.safetensors is cut short", "Damaged"),
         ],
     )

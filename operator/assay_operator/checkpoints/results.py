@@ -170,7 +170,7 @@ def _weighed(result: JobResult) -> Verdict:
 def _damage(spec: CheckpointSpec, inspection: Json, message: str) -> tuple[str, str]:
     """What is wrong with the files, in a word and in a sentence."""
     found, problems = _digest(inspection), " ".join(map(str, inspection.get("problems") or []))
-    if "pickle" in problems.lower():
+    if "may be a pickle" in problems or " is code:" in problems:
         return "Unsafe", f"{message}. Only safetensors are ever loaded."
     if spec.digest and found and found != spec.digest:
         return "OtherDigest", f"{message}."
