@@ -69,6 +69,9 @@ Key = Annotated[
     ),
 ]
 
+# All of ASCII that can be seen, but # and &. \x27 is the quote that would end the rule's string.
+_PARAMETER = r"[A-Za-z0-9_.-]+=[!-\"$%\x27-~]*"
+
 
 def _each_once(source: str) -> str:
     keys = [pair.partition("=")[0] for pair in source.partition("?")[2].split("&")]
@@ -80,8 +83,7 @@ def _each_once(source: str) -> str:
 GeneratorSource = Annotated[
     str,
     *text(
-        r"reasoning-gym://[A-Za-z0-9_.-]+"
-        r"(\?[A-Za-z0-9_.-]+=[^&#\s]*(&[A-Za-z0-9_.-]+=[^&#\s]*)*)?",
+        f"reasoning-gym://[A-Za-z0-9_.-]+(\\?{_PARAMETER}(&{_PARAMETER})*)?",
         "must be reasoning-gym://NAME?key=value&..., such as "
         "reasoning-gym://number_sorting?seed=7&size=1000; items of your own stand in a ConfigMap "
         "or a claim",
