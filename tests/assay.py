@@ -37,7 +37,7 @@ RELEASE = "assay"
 ENGINE_MOUNT = "/opt/assay/engine"
 MODEL_SEED = 7
 DEFAULT_TEST_CLUSTER = "assay-test"
-IMAGES = ("operator", "engine-cpu")
+IMAGES = ("operator", "engine-cpu", "trainer-cpu")
 
 Json = dict[str, Any]
 
@@ -95,6 +95,10 @@ class Assay:
     def engine_image(self) -> str:
         return self.images.reference("engine-cpu")
 
+    @property
+    def trainer_image(self) -> str:
+        return self.images.reference("trainer-cpu")
+
     def pod_overrides(self, container: str) -> Json:
         """What a pod needs to find the mounted environment."""
         mount = {"name": "environment", "mountPath": ENGINE_MOUNT, "readOnly": True}
@@ -118,6 +122,14 @@ class Assay:
             "router": {
                 "image": self.engine_image,
                 "template": self.pod_overrides("router"),
+            },
+            "verifier": {
+                "image": self.trainer_image,
+                "template": self.pod_overrides("verifier"),
+            },
+            "trainer": {
+                "images": {"cpu": self.trainer_image, "nvidia": "assay/trainer:0.1.0"},
+                "templates": {"cpu": self.pod_overrides("trainer")},
             },
         }
 
