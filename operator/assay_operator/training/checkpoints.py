@@ -189,9 +189,7 @@ def _reported(job: Json, spec: VerifiedRLJobSpec, saved: Saved) -> _Known | str:
         "metadata": {
             "name": name,
             "namespace": metadata["namespace"],
-            "annotations": {
-                EVALUATION_ANNOTATION: _evaluation(saved, _suite(spec.evaluation)),
-            },
+            "annotations": _evaluation(saved, _suite(spec.evaluation)),
         },
         "spec": {
             "source": f"pvc://{claim_of(metadata['name'], spec)}/{within}",
@@ -202,23 +200,23 @@ def _reported(job: Json, spec: VerifiedRLJobSpec, saved: Saved) -> _Known | str:
     return _Known(name, saved.order, saved.digest, saved.verified, saved.score, item)
 
 
-def _evaluation(saved: Saved, suite: str | None) -> str:
-    """How a checkpoint was weighed in training, as `plan.EVALUATION_ANNOTATION` has it."""
+def _evaluation(saved: Saved, suite: str | None) -> dict[str, str]:
+    """The annotation of a checkpoint that was weighed in training; none where it was not."""
     weighed = saved.evaluation
+    if weighed is None and saved.score is None:
+        return {}
     low, high = (weighed and weighed.interval) or (None, None)
-    return json.dumps(
-        {
-            "suite": suite,
-            "score": saved.score,
-            "low": low,
-            "high": high,
-            "items": weighed.items if weighed else None,
-            "verified": saved.verified,
-            "why": (weighed.why or None) if weighed else None,
-            "time": saved.time,
-        },
-        sort_keys=True,
-    )
+    found = {
+        "suite": suite,
+        "score": saved.score,
+        "low": low,
+        "high": high,
+        "items": weighed.items if weighed else None,
+        "verified": saved.verified,
+        "why": (weighed.why or None) if weighed else None,
+        "time": saved.time,
+    }
+    return {EVALUATION_ANNOTATION: json.dumps(found, sort_keys=True)}
 
 
 def _suite(evaluation: Evaluation | None) -> str | None:
@@ -252,7 +250,7 @@ def _over(made: _Known, there: Json) -> _Known:
     """
     annotations = dict(made.item["metadata"]["annotations"])
     before = _weighed(there)
-    if before.get("suite"):
+    if before.get("suite") and annotations:
         weighed = {**json.loads(annotations[EVALUATION_ANNOTATION]), "suite": before["suite"]}
         annotations[EVALUATION_ANNOTATION] = json.dumps(weighed, sort_keys=True)
     metadata = {**made.item["metadata"], "annotations": annotations}

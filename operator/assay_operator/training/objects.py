@@ -123,7 +123,9 @@ def trainer_job(
 
 
 def as_it_stands(job: Json) -> Json:
-    """A Job that is there, to be left as it is: almost nothing of one can be changed."""
+    """A Job that is there, to be left as it is. It is named, so that it is not deleted, and never
+    applied; were it gone by then, the API server would refuse what its controller wrote into it, so
+    it cannot run again by accident."""
     metadata = job["metadata"]
     notes = metadata.get("annotations") or {}
     return {

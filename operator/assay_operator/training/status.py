@@ -341,27 +341,37 @@ def events(old: Json, new: Json) -> tuple[Event, ...]:
     """What happened between two statuses, for `kubectl describe`."""
     before, after = by_type(old), by_type(new)
     told = [*_of_failure(old, new), *_of_gang(old, new)]
-    for kind, (begins, ceases) in _TOLD.items():
-        was, item = before.get(kind), after.get(kind, {})
-        # What never held has not ceased; but to be refused is news from the start.
-        changed = (was or {"status": "True" if kind == "Admitted" else "False"})["status"]
-        name = begins if item.get("status") == "True" else ceases
-        if item and item["status"] != changed and name:
-            told.append(Event(name, item["message"], "Warning" if name in _BAD else "Normal"))
     if "VerificationWeak" in after and "VerificationWeak" not in before:
         weakness = after["VerificationWeak"]
         told.append(Event("VerificationWeak", weakness["message"], "Warning"))
     if new.get("best") and new.get("best") != old.get("best"):
         told.append(Event("CheckpointVerified", after["Verified"]["message"]))
-    was_ready = before.get("CheckpointReady", {})
-    ready = after.get("CheckpointReady", {})
+    ready, was_ready = after.get("CheckpointReady", {}), before.get("CheckpointReady", {})
     if ready.get("reason") == "Conflict" and ready["message"] != was_ready.get("message"):
         told.append(Event("CheckpointConflict", ready["message"], "Warning"))
-    known = {alarm.partition(":")[0] for alarm in old.get("alarms") or []}
+    known = {_kind(alarm) for alarm in old.get("alarms") or []}
     for alarm in new.get("alarms") or []:
-        if alarm.partition(":")[0] not in known:
+        if _kind(alarm) not in known:
             told.append(Event("TrainingAlarm", alarm, "Warning"))
-    return tuple(told)
+    return (*told, *_of_conditions(before, after))
+
+
+def _kind(alarm: str) -> str:
+    return alarm.partition(":")[0]
+
+
+def _of_conditions(before: dict[str, Json], after: dict[str, Json]) -> list[Event]:
+    told = []
+    for kind, (begins, ceases) in _TOLD.items():
+        item = after.get(kind)
+        if item is None:
+            continue
+        # What never held has not ceased; but to be refused is news from the start.
+        was = before.get(kind, {"status": "True" if kind == "Admitted" else "False"})["status"]
+        name = begins if item["status"] == "True" else ceases
+        if item["status"] != was and name:
+            told.append(Event(name, item["message"], "Warning" if name in _BAD else "Normal"))
+    return told
 
 
 def _of_failure(old: Json, new: Json) -> list[Event]:
