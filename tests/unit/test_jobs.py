@@ -186,6 +186,10 @@ def test_an_inspection_can_read_what_engines_can_and_comes_near_them() -> None:
     }
 
 
+def test_an_inspection_without_engines_goes_anywhere() -> None:
+    assert "affinity" not in pod(inspection(engine_template={}))
+
+
 def test_one_claim_seen_at_two_places_is_one_volume() -> None:
     both = [MODELS, Mount("model", MODELS.source, "/checkpoints")]
     job = inspection(mounts=both)

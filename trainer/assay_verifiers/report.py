@@ -28,6 +28,8 @@ from assay_verifiers.termination import MOST_BYTES
 EXIT_CODES = {"pass": 0, "fail": 1, "undecided": 3}
 _WORST_TOLD = 50
 _LOOKS_TOLD = 10
+_NAME_TOLD = 80
+"""Characters of a version that are always told, if they are plain: a digest with its scheme."""
 _TRUNCATED_WARNING = 0.05
 
 
@@ -232,6 +234,11 @@ def _summary(report: Mapping[str, Any], longest: int, ids: int) -> dict[str, Any
     def cut(text: str | None) -> str | None:
         return text if text is None or len(text) <= longest else f"{text[: longest - 3]}..."
 
+    def name(version: str) -> str | None:
+        # Who reads it asks whether these weights are the ones that were meant.
+        plain = version.isascii() and version.isprintable() and len(version) <= _NAME_TOLD
+        return version if plain else cut(version)
+
     def figures(values: Mapping[str, Any] | None, *names: str) -> dict[str, Any] | None:
         if values is None:
             return None
@@ -257,12 +264,12 @@ def _summary(report: Mapping[str, Any], longest: int, ids: int) -> dict[str, Any
             report["difference"], "mean", "items", "interval", "oneSidedBounds", "pValue"
         ),
         "sides": {
-            name: {
+            which: {
                 "model": cut(side["model"]),
-                "weightVersions": [cut(text) for text in side["weightVersions"][:3]],
+                "weightVersions": [name(version) for version in side["weightVersions"][:3]],
                 "statuses": side["statuses"],
             }
-            for name, side in report["sides"].items()
+            for which, side in report["sides"].items()
         },
         "regressions": [cut(entry["id"]) for entry in report["regressions"][:ids]],
     }

@@ -121,7 +121,7 @@ def inspection_job(
     pod: Json = {
         "securityContext": {**POD_SECURITY, **theirs.get("securityContext", {})},
         **{key: theirs[key] for key in ("tolerations", "imagePullSecrets") if key in theirs},
-        "affinity": {"podAffinity": near(engine_template)},
+        **near(engine_template),
         "containers": [container],
         "volumes": [*volumes(mounts), SCRATCH],
     }

@@ -172,15 +172,15 @@ def verifier(
 
 
 def near(template: Json) -> Json:
-    """Prefers nodes that have pods of a template."""
+    """The affinity of a pod that prefers nodes with pods of a template, if that has any labels."""
     labels = template.get("metadata", {}).get("labels", {})
     theirs = {key: labels[key] for key in (OWNER_LABEL, COMPONENT_LABEL) if key in labels}
+    if not theirs:
+        return {}
     term = {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": theirs}}
-    return {
-        "preferredDuringSchedulingIgnoredDuringExecution": [
-            {"weight": _NEAR_WEIGHT, "podAffinityTerm": term}
-        ]
-    }
+    weighted = {"weight": _NEAR_WEIGHT, "podAffinityTerm": term}
+    preferred = {"preferredDuringSchedulingIgnoredDuringExecution": [weighted]}
+    return {"affinity": {"podAffinity": preferred}}
 
 
 def with_engine(pod: Json, engine: OwnEngine) -> tuple[Json, dict[str, str]]:
