@@ -113,8 +113,8 @@ def part(kind: Kind, *path: str) -> st.SearchStrategy[Any]:
     return values(node)
 
 
-def verifiers() -> st.SearchStrategy[list[Json]]:
-    """Lists of verifiers of every type, within each other too, each with a name of its own."""
+def verifiers(unique: bool = True) -> st.SearchStrategy[list[Json]]:
+    """Lists of verifiers of every type, within each other too; each with a name of its own."""
     within = st.recursive(
         st.sampled_from(SOFT + HARD),
         lambda inner: (
@@ -131,7 +131,8 @@ def verifiers() -> st.SearchStrategy[list[Json]]:
         {}, optional={"weight": st.floats(0, 1e6, exclude_min=True), "name": st.text(min_size=1)}
     )
     one = st.builds(lambda verifier, own: {**verifier, **own}, within, share)
-    return st.lists(one, max_size=3, unique_by=lambda each: each.get("name", each["type"]))
+    name = (lambda each: each.get("name", each["type"])) if unique else None
+    return st.lists(one, max_size=3, unique_by=name)
 
 
 def fitting(spec: Json) -> Json:

@@ -19,7 +19,7 @@ from assay_operator.training.jobfile import job_file
 from assay_trainer import settings as trainer
 from assay_trainer.algorithms import settings as algorithms
 from assay_trainer.job import Job, load
-from tests.unit.drawn_specs import Json, fitting, part
+from tests.unit.drawn_specs import Json, fitting, part, verifiers
 
 drawn = settings(
     max_examples=100,
@@ -57,31 +57,53 @@ def test_what_the_api_accepts_the_trainer_accepts(spec: Json) -> None:
     as_read(made(spec))
 
 
-DECIDING = (
-    *(("trainer", name) for name in ("steps", "promptsPerStep", "updatesPerStep", "warmupSteps")),
-    ("trainer", "tokensPerMicroBatch"),
-    ("model", "contextLength"),
-    *(("data", name) for name in ("source", "configMap", "split", "maxPromptTokens")),
-    ("rollout", "maxTokens"),
-    ("rollout", "resampleRounds"),
-    *(
-        ("algorithm", name)
-        for name in ("name", "groupSize", "loss", "clip", "importanceCorrection")
-    ),
-    ("checkpoint", "every"),
-    *(("evaluation", name) for name in ("every", "suite", "split")),
+SMALL = st.integers(1, 6)
+"""So that some are multiples, some are equal, and some are more than others."""
+SPLIT = st.none() | st.just("held-out")
+TOGETHER: tuple[dict[str, st.SearchStrategy[Any]], ...] = (
+    {"trainer.steps": SMALL, "trainer.warmupSteps": st.integers(0, 6)},
+    {"trainer.promptsPerStep": SMALL, "trainer.updatesPerStep": SMALL},
+    {
+        "data.maxPromptTokens": SMALL,
+        "rollout.maxTokens": SMALL,
+        "model.contextLength": st.none() | st.integers(2, 12),
+        "trainer.tokensPerMicroBatch": st.integers(2, 12),
+    },
+    {
+        "rollout.resampleRounds": st.integers(0, 1),
+        "algorithm.groupSize": st.integers(1, 2),
+        "algorithm.name": part(VERIFIED_RL_JOB, "algorithm", "name"),
+    },
+    {"trainer.steps": SMALL, "checkpoint.every": SMALL, "evaluation.every": SMALL},
+    {
+        "data.source": st.none() | part(VERIFIED_RL_JOB, "data", "source"),
+        "data.configMap": st.none() | st.just("items"),
+        "data.split": SPLIT,
+    },
+    {
+        "evaluation.suite": st.sampled_from(
+            [{"configMap": "heldout"}, {"source": "reasoning-gym://number_sorting?seed=8"}]
+        ),
+        "evaluation.split": SPLIT,
+    },
+    {"verifiers": verifiers(unique=False)},
 )
-"""Fields that the trainer looks at together with others."""
+"""Fields that the trainer looks at together."""
 
 
-@drawn
-@given(st.data())
-def test_a_changed_field_is_refused_by_the_api_or_accepted_by_both(data: st.DataObject) -> None:
-    """So the API has every rule across fields that the trainer has."""
-    spec = data.draw(SPECS)
-    for _ in range(2):
-        where, name = data.draw(st.sampled_from(DECIDING))
-        spec.setdefault(where, {})[name] = data.draw(part(VERIFIED_RL_JOB, where, name))
+@settings(drawn, max_examples=200)
+@given(st.one_of([st.fixed_dictionaries(fields) for fields in TOGETHER]))
+def test_the_api_has_every_rule_across_fields_that_the_trainer_has(changes: Json) -> None:
+    spec = minimal(
+        rollout={},
+        algorithm={},
+        trainer={"steps": 4},
+        checkpoint={"every": 4, "storage": {"claim": "runs"}},
+        evaluation={"every": 4, "suite": {"configMap": "heldout"}},
+    )
+    for path, value in changes.items():
+        *where, name = path.split(".")
+        (spec[where[0]] if where else spec)[name] = value
     try:
         file = made(spec)
     except ValidationError:
