@@ -558,6 +558,19 @@ def test_alarms_of_the_trainer_are_told_once_each() -> None:
     assert "alarms" not in cluster.status
 
 
+def test_what_the_trainers_check_doubts_is_told_once_each() -> None:
+    cluster = running({"trainer": {"steps": 20}})
+    overlap = "evaluation.suite: 3 of its items are trained on too, such as a: 3"
+    cluster.trainer.doubts = [overlap, "evaluation: there is none"]
+    cluster.ticks(3)
+    told = [event for event in cluster.events if event.reason == "TrainingAlarm"]
+    assert [event.message for event in told] == [
+        f"doubt: {overlap}",
+        "doubt: evaluation: there is none",
+    ]
+    assert cluster.status["alarms"][0] == f"doubt: {overlap}"
+
+
 def test_a_spec_that_cannot_be_carried_out_touches_nothing() -> None:
     cluster = running()
     before = dict(cluster.children)

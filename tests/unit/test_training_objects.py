@@ -103,10 +103,9 @@ def test_a_gang_is_one_job_that_any_pod_fails() -> None:
 
 def test_one_process_is_started_as_such() -> None:
     (container,) = pod_of(trainer_job())["containers"]
-    assert container["command"] == [
-        *("assay-train", "run", "/etc/assay/job/job.json"),
-        *("--summary", "/dev/termination-log"),
-    ]
+    assert container["command"] == ["assay-train", "run", "/etc/assay/job/job.json"]
+    told = {"name": "ASSAY_TERMINATION_LOG", "value": "/dev/termination-log"}
+    assert told in container["env"]
 
 
 def test_several_gpus_of_one_node_are_started_by_torchrun() -> None:

@@ -129,6 +129,7 @@ class Trainer:
     keep: int
     phase: str = "rollout"
     alarms: list[Json] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
     hangs: bool = False
     mute: bool = False
 
@@ -145,6 +146,7 @@ class Trainer:
             "etaSeconds": TICK * (self.of - self.step),
             "checkpoints": list(storage.saved),
             "alarms": self.alarms,
+            "doubts": self.doubts,
             "message": "",
             "metrics": {},
         }

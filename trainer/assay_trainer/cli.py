@@ -159,22 +159,31 @@ def _run(options: argparse.Namespace) -> int:
     path = os.environ.get(lastwords.VARIABLE) if first else None
     with LastWords(Path(path) if path else None) as last:
         last.job = load(options.job)
-        if first and not options.replay and (wrong := check.here(last.job)[2]):
+        doubts, wrong = _checked(last.job) if first and not options.replay else ([], [])
+        if wrong:
             last.message = "; ".join(wrong)
             last.code = _told(options.job, wrong)
         else:
-            last.code, last.message = _trained(last.job, options, Console())
+            last.code, last.message = _trained(last.job, options, Console(), doubts)
         return last.code
 
 
-def _trained(job: Job, options: argparse.Namespace, console: Console) -> tuple[int, str]:
+def _checked(job: Job) -> tuple[list[str], list[str]]:
+    """What is doubtful about a job, and what is wrong here."""
+    _, doubts, wrong = check.here(job)
+    return [*check.warnings(job), *doubts], wrong
+
+
+def _trained(
+    job: Job, options: argparse.Namespace, console: Console, doubts: Sequence[str]
+) -> tuple[int, str]:
     """Exit code, and why it is another one than 0."""
     # Seconds of imports (torch, transformers), so only once the job is known to be right.
     from assay_trainer.loop import TrainingStopped  # noqa: PLC0415
     from assay_trainer.run import FAILURES, run  # noqa: PLC0415
 
     try:
-        run(job, record=options.record, replay=options.replay, console=console)
+        run(job, record=options.record, replay=options.replay, console=console, doubts=doubts)
     except TrainingStopped as reason:
         print(f"assay-train: stopped: {reason}", file=sys.stderr)
         return STOPPED, str(reason)

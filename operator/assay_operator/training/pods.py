@@ -114,8 +114,6 @@ def trainer_template(
         "imagePullPolicy": config.imagePullPolicy,
         "command": command(identity, spec, generation),
         "env": [
-            {"name": "HOME", "value": "/tmp"},
-            {"name": "PYTHONUNBUFFERED", "value": "1"},
             {"name": "XDG_CACHE_HOME", "value": "/cache"},
             {"name": "TRITON_CACHE_DIR", "value": "/cache/triton"},
             {"name": "HF_HUB_OFFLINE", "value": "1"},

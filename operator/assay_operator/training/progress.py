@@ -5,8 +5,8 @@ JSON object in at most 4096 bytes:
 
     {"finished": true, "step": 200, "digest": "5f1c...", "checkpoints": [...]}
 
-`finished` says whether all steps are done, `step` the last finished one, `digest` that of the
-newest checkpoint; `checkpoints` are those of /status, the newest first, as many as fit. Where a run
+`finished` says whether all steps are done, `step` and `digest` are those of the newest checkpoint;
+`checkpoints` are those of /status, the newest first, as many as fit. Where a run
 ended otherwise, `finished` is false, `code` is the exit code (torchrun's own says nothing) and
 `message` is why, for people. A trainer that was killed leaves none: the kubelet then keeps the end
 of its log instead.
@@ -25,6 +25,7 @@ from assay_operator.training.observation import TrainerAnswer
 
 ENDED = frozenset({"finished", "stopped"})
 """Phases of a trainer in which nothing goes on any more."""
+DOUBT = "doubt"
 
 
 class _Said(BaseModel):
@@ -102,7 +103,13 @@ class Progress(_Said):
     eta_seconds: float | None = None
     checkpoints: tuple[Saved, ...] = ()
     alarms: tuple[Alarm, ...] = ()
+    doubts: tuple[str, ...] = ()
     message: str = ""
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a person should know: alarms first, then what the job's own check warns of."""
+        return [*map(str, self.alarms), *(f"{DOUBT}: {doubt}" for doubt in self.doubts)]
 
     @property
     def mark(self) -> str:

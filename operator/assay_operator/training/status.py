@@ -14,7 +14,7 @@ from assay_operator.training.checkpoints import Kept
 from assay_operator.training.gang import DISRUPTED, Gang
 from assay_operator.training.memory import written
 from assay_operator.training.observation import Observation
-from assay_operator.training.progress import ENDED, Progress, in_words
+from assay_operator.training.progress import DOUBT, ENDED, Progress, in_words
 
 SILENCE_SECONDS = 60.0
 """A trainer that does not answer for so long is not said to train any more."""
@@ -110,7 +110,7 @@ def _progress(facts: Facts, old: Json) -> Json:
         "bestScore": _rounded(best.score) if best else None,
         "eta": None if eta is None else in_words(eta),
         "message": (said.message or None) if said else None,
-        "alarms": [str(alarm) for alarm in said.alarms] if said else old.get("alarms"),
+        "alarms": said.warnings if said else old.get("alarms"),
     }
     return {key: value for key, value in shown.items() if value not in (None, [])}
 
@@ -357,7 +357,9 @@ def events(old: Json, new: Json) -> tuple[Event, ...]:
 
 
 def _kind(alarm: str) -> str:
-    return alarm.partition(":")[0]
+    """What makes an alarm another one: not the numbers in it. A doubt's words never change."""
+    kind = alarm.partition(":")[0]
+    return alarm if kind == DOUBT else kind
 
 
 def _of_conditions(before: dict[str, Json], after: dict[str, Json]) -> list[Event]:
