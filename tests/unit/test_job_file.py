@@ -221,7 +221,7 @@ def test_items_that_are_made_need_no_place() -> None:
 
 
 def test_verifiers_are_passed_on_as_they_are_written() -> None:
-    written = [
+    written: list[Json] = [
         {"type": "math", "answer": "boxed"},
         {"type": "all", "name": "both", "weight": 2, "parts": [{"type": "math"}, {"type": "code"}]},
     ]

@@ -36,7 +36,7 @@ class Column:
     priority: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Kind:
     """A custom resource and what the API server shall know about it beyond its schema.
 
