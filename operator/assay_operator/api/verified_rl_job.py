@@ -241,8 +241,8 @@ class VerifiedRLJobStatus(ApiModel):
     observedGeneration: int | None = Field(None, description="The generation that was acted on.")
     phase: str | None = Field(
         None,
-        description="Pending, Starting, Training, Suspended, Restarting, Complete or Failed: what "
-        "the conditions say in one word.",
+        description="Pending, Starting, Training, Restarting, Suspending, Suspended, Complete or "
+        "Failed: what the conditions say in one word.",
     )
     step: int | None = Field(None, description="The last finished step.")
     of: int | None = Field(None, description="How many steps there are.")
