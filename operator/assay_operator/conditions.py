@@ -14,9 +14,9 @@ from assay_operator.plan import Json
 
 @dataclass(frozen=True)
 class Verdict:
-    """A condition before it has a time."""
+    """A condition before it has a time; None where nobody can say yet whether it holds."""
 
-    holds: bool
+    holds: bool | None
     reason: str
     message: str
 
@@ -60,7 +60,7 @@ def conditions(
 def _condition(
     kind: str, verdict: Verdict, previous: Json | None, generation: int, now: datetime
 ) -> Json:
-    value = "True" if verdict.holds else "False"
+    value = "Unknown" if verdict.holds is None else str(verdict.holds)
     unchanged = previous is not None and previous["status"] == value
     return {
         "type": kind,

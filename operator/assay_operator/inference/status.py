@@ -13,8 +13,13 @@ from assay_operator.inference.failures import (
     first_failure,
     pod_failure,
 )
+from assay_operator.inference.memory import as_status
 from assay_operator.inference.objects import Identity
 from assay_operator.inference.observation import Observation, is_ready, is_terminating
+from assay_operator.inference.replicas import probe_failure
+from assay_operator.inference.rollout_state import Rollout
+from assay_operator.inference.rollout_words import who
+from assay_operator.inference.rollout_world import Step, Target
 from assay_operator.plan import Event, Json, Ref
 
 
@@ -25,16 +30,31 @@ class Facts:
     Attributes:
         identity: names of the service.
         spec: what the user wants.
-        target: the version that shall be served.
+        wanted: the weights that shall be served, and
+        target: whether they are what the spec asks for.
+        step: of the rollout.
+        rollout: what the step leaves, None while nothing was ever served.
+        state: the same as the status keeps it, with the planner's notes.
         served: the versions that routable replicas serve.
         routable: how many replicas are routable.
+        score: of the weights that are served, as far as one is known.
     """
 
     identity: Identity
     spec: InferenceServiceSpec
-    target: str
+    wanted: Target
+    target: Verdict
+    step: Step
+    rollout: Rollout | None
+    state: Json | None
     served: tuple[str, ...]
     routable: int
+    score: float | None
+
+    @property
+    def version(self) -> str:
+        """Of the weights that engines start with."""
+        return self.step.pointer.version
 
 
 def status(observation: Observation, facts: Facts, now: datetime) -> Json:
@@ -49,9 +69,12 @@ def status(observation: Observation, facts: Facts, now: datetime) -> Json:
         "EnginesReady": engines_ready,
         "RouterReady": router_ready,
         "Ready": _ready(facts, applied, engines_ready, router_ready),
+        "Target": facts.target,
+        "RolledOut": _rolled_out(facts),
     }
     wanted = facts.spec.replicas
-    checkpoint = facts.target if facts.target in facts.served else ", ".join(facts.served)
+    checkpoint = facts.version if facts.version in facts.served else ", ".join(facts.served)
+    served = facts.step.served
     selector = facts.identity.selector("engine")
     return _assemble(
         observation,
@@ -64,24 +87,36 @@ def status(observation: Observation, facts: Facts, now: datetime) -> Json:
             "routable": f"{facts.routable}/{wanted}",
             "selector": ",".join(f"{key}={value}" for key, value in sorted(selector.items())),
             "checkpoint": checkpoint or None,
+            "score": facts.score,
             "url": facts.identity.url,
+            "served": as_status(served) if served else None,
+            "rollout": facts.state,
+            "history": list(facts.step.history) or None,
+            "refused": list(facts.step.refused) or None,
         },
     )
 
 
-def refused_status(observation: Observation, reason: str, message: str, now: datetime) -> Json:
-    """The status of a service whose spec cannot be carried out: what serves goes on serving."""
+def refused_status(
+    observation: Observation, refused: Verdict, now: datetime, kinds: tuple[str, ...]
+) -> Json:
+    """The status of a service whose spec cannot be carried out: what serves goes on serving.
+
+    Args:
+        observation: what is seen of it.
+        refused: why not, and what to do.
+        now: the time, with a zone.
+        kinds: the conditions that say so.
+    """
     old = observation.service.get("status") or {}
     kept = {
         key: value
         for key, value in old.items()
         if key not in {"conditions", "observedGeneration", "lastFailure"}
     }
-    verdict = Verdict(False, reason, message)
     name = observation.service["metadata"]["name"]
-    failure = Failure(f"inferenceservice/{name}", reason, message, fatal=True)
-    verdicts = {"Applied": verdict, "Ready": verdict}
-    return _assemble(observation, verdicts, failure, now, kept)
+    failure = Failure(f"inferenceservice/{name}", refused.reason, refused.message, fatal=True)
+    return _assemble(observation, dict.fromkeys(kinds, refused), failure, now, kept)
 
 
 def _assemble(
@@ -117,22 +152,12 @@ def current_failure(observation: Observation, identity: Identity, now: datetime)
             *refused,
             *(deployment_failure(item) for item in deployments if item),
             *(pod_failure(pod, "engine", now) for pod in observation.engines),
-            *(_probe_failure(observation, pod) for pod in observation.engines),
+            *(
+                probe_failure(pod, observation.probes.get(pod["metadata"]["uid"]))
+                for pod in observation.engines
+            ),
             *(pod_failure(pod, "router", now) for pod in observation.routers),
         ]
-    )
-
-
-def _probe_failure(observation: Observation, pod: Json) -> Failure | None:
-    """An engine that the kubelet finds ready and that does not generate."""
-    probe = observation.probes.get(pod["metadata"]["uid"])
-    if not probe or not probe.error or not is_ready(pod):
-        return None
-    return Failure(
-        f"pod/{pod['metadata']['name']}",
-        "ProbeFailed",
-        f"The engine is up and failed the generation probe: {probe.error}. See `kubectl logs`.",
-        fatal=False,
     )
 
 
@@ -161,6 +186,8 @@ def _engines_ready(facts: Facts, existing: int, failure: Failure | None) -> Verd
         return Verdict(False, failure.reason, f"{count}. {failure.where}: {failure.message}")
     if existing == 0:
         return Verdict(False, "Creating", f"{count}. Pods are being created.")
+    if facts.rollout and facts.step.excluded:
+        return Verdict(False, "RollingOut", f"{count}. {facts.rollout.message}")
     return Verdict(
         False,
         "Starting",
@@ -189,11 +216,27 @@ def _ready(facts: Facts, applied: Verdict, engines: Verdict, router: Verdict) ->
         for part in (applied, engines, router):
             if not part.holds:
                 return Verdict(True, "Degraded", part.message)
-        return Verdict(True, "Serving", f"Serves {facts.target} at {facts.identity.url}.")
+        return Verdict(True, "Serving", f"Serves {facts.version} at {facts.identity.url}.")
     for part in (applied, engines, router):
         if not part.holds:
             return Verdict(False, part.reason, part.message)
     return Verdict(False, "NotRoutable", "No router lists a healthy engine.")
+
+
+def _rolled_out(facts: Facts) -> Verdict:
+    """Whether what the spec asks for is served; unknown while that is on its way."""
+    rollout, wanted = facts.rollout, facts.wanted
+    if rollout is None:
+        told = f"Nothing was served yet: engines start with {who(wanted)}."
+        return Verdict(None, "Starting", told)
+    if not rollout.over:
+        reason = "Paused" if rollout.paused else rollout.phase
+        return Verdict(None, reason, rollout.message)
+    if not facts.target.holds:
+        return Verdict(False, facts.target.reason, facts.target.message)
+    if rollout.serves.version == wanted.version:
+        return Verdict(True, "Served", rollout.message)
+    return Verdict(False, rollout.reason or "NotTried", rollout.message)
 
 
 def events(old: Json, new: Json) -> tuple[Event, ...]:
@@ -214,6 +257,9 @@ def events(old: Json, new: Json) -> tuple[Event, ...]:
         told.append(Event("Ready", ready["message"]))
     elif ready["status"] != was:
         told.append(Event("NotReady", ready["message"], "Warning"))
+    target, known = after.get("Target"), before.get("Target", {})
+    if target and target["status"] == "False" and target["reason"] != known.get("reason"):
+        told.append(Event(target["reason"], target["message"], "Warning"))
     if new.get("checkpoint") and new.get("checkpoint") != old.get("checkpoint"):
         told.append(Event("CheckpointServed", f"Serves {new['checkpoint']}."))
     return tuple(told)
