@@ -25,18 +25,9 @@ from assay_operator.inference.rollout_ends import (
 )
 from assay_operator.inference.rollout_phases import PHASES, serving
 from assay_operator.inference.rollout_replicas import actions, tend
-from assay_operator.inference.rollout_state import (
-    Diary,
-    Replica,
-    Rollout,
-    Step,
-    Target,
-    World,
-    read,
-    whole_seconds,
-    write,
-)
+from assay_operator.inference.rollout_state import Rollout, read, whole_seconds, write
 from assay_operator.inference.rollout_words import tell, who
+from assay_operator.inference.rollout_world import Diary, Replica, Step, Target, World
 from assay_operator.plan import EngineAction, Json, Restart, Resume
 
 AT_ONCE = 0.1
@@ -60,30 +51,36 @@ def step(state: Json | None, world: World) -> Step:
     """
     world = replace(world, now=whole_seconds(world.now))
     before, diary = read(state), Diary()
-    if before is None and world.served is None:
-        found = _first(world)
-        if found is None:
+    found = before
+    if found is None:
+        served = world.served or _first(world)
+        if served is None:
             return _starting(world)
-        diary.history.append(_first_entry(world))
-    else:
-        found = before or settled(world.served or world.target, world)
+        found = settled(served, world)
+        if world.served is None:
+            diary.history.append(_first_entry(served, world))
     after = _moved(found, world, diary)
     after = replace(after, message=tell(after, world))
-    return _outcome(before, after, world, diary)
+    return _outcome(before or found, after, world, diary)
 
 
-def _first(world: World) -> Rollout | None:
-    """The state of a service that serves for the first time, None while it does not."""
-    version = world.target.version
-    works = any(each.routable and each.version == version for each in world.live.values())
-    return settled(world.target, world) if works else None
+def _first(world: World) -> Target | None:
+    """What is served for the first time, None while nothing is."""
+    live, wanted, pointer = world.live.values(), world.target, world.pointer
+    if any(each.routable and each.version == wanted.version for each in live):
+        return wanted
+    if pointer is None or pointer.version == wanted.version:
+        return None
+    # What is wanted changed when an engine had come up, and before that was written anywhere.
+    works = any(each.generated and each.version == pointer.version for each in live)
+    return pointer if works else None
 
 
-def _first_entry(world: World) -> Json:
+def _first_entry(served: Target, world: World) -> Json:
     time = world.now.strftime("%Y-%m-%dT%H:%M:%SZ")
     return {
-        "version": world.target.version,
-        "name": world.target.name,
+        "version": served.version,
+        "name": served.name,
         "result": "Served",
         "reason": "FirstStart",
         "message": "The first that was served.",
@@ -188,14 +185,13 @@ def _counted(rollout: Rollout, world: World) -> Rollout:
     return replace(rollout, updated=number, progress=world.now)
 
 
-def _outcome(before: Rollout | None, after: Rollout, world: World, diary: Diary) -> Step:
-    known = before or after
+def _outcome(known: Rollout, after: Rollout, world: World, diary: Diary) -> Step:
     history, refused = remembered(diary, world)
     admitted = known.admitted & after.admitted
     return Step(
         state=write(after),
         served=after.serves,
-        pointer=known.serves if before else (world.served or world.target),
+        pointer=known.serves,
         template=known.template,
         admitted=admitted,
         canary=_one_more(known, after, admitted),

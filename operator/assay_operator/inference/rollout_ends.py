@@ -6,8 +6,9 @@ import hashlib
 from dataclasses import replace
 
 from assay_operator.inference.rollout_replicas import redirect
-from assay_operator.inference.rollout_state import Diary, Rollout, Target, World
-from assay_operator.inference.rollout_words import refusal, short, who
+from assay_operator.inference.rollout_state import Rollout
+from assay_operator.inference.rollout_words import refusal, sentences, short, who
+from assay_operator.inference.rollout_world import Diary, Target, World
 from assay_operator.plan import Json
 
 REMEMBERED_ROLLOUTS = 10
@@ -100,7 +101,7 @@ def fail(
         detail: why, for people, with what to do.
         blame: whether it speaks against the target, so that nobody offers it again by himself.
     """
-    diary.warn(reason, f"{who(rollout.target)}: {detail}")
+    diary.warn(reason, sentences(f"{who(rollout.target)}: {detail}"))
     return _back(replace(rollout, reason=reason, detail=detail, blame=blame), world)
 
 
@@ -129,7 +130,7 @@ def completed(rollout: Rollout, world: World, diary: Diary, detail: str = "") ->
 
 def returned(rollout: Rollout, world: World, diary: Diary, detail: str = "") -> Rollout:
     """The rollout over, with what was served before."""
-    told = " ".join(part for part in (rollout.detail, detail) if part)
+    told = sentences(rollout.detail, detail)
     superseded_ = rollout.reason == SUPERSEDED
     ended = replace(rollout, phase="Superseded" if superseded_ else "Failed", detail=told)
     ended = _over(ended, world)

@@ -8,14 +8,7 @@ from types import MappingProxyType
 
 from assay_operator.inference.rollout_ends import completed, fail, returned
 from assay_operator.inference.rollout_replicas import available, may_take, redirect, take
-from assay_operator.inference.rollout_state import (
-    Canary,
-    Diary,
-    Phase,
-    Replica,
-    Rollout,
-    World,
-)
+from assay_operator.inference.rollout_state import Canary, Phase, Rollout
 from assay_operator.inference.rollout_weighing import (
     after_candidate,
     by_recreating,
@@ -23,7 +16,8 @@ from assay_operator.inference.rollout_weighing import (
     gating,
     inspecting,
 )
-from assay_operator.inference.rollout_words import missing, short, who
+from assay_operator.inference.rollout_words import missing, sentences, short, who
+from assay_operator.inference.rollout_world import Diary, Replica, World
 
 UNWELL_SECONDS = 30.0
 """How long the canary may be out of service in its hold: a router may miss one look at it."""
@@ -79,19 +73,17 @@ def _picked(rollout: Rollout, world: World, diary: Diary) -> Rollout:
         return rollout
     waited = f"within {world.policy.start_seconds:.0f} s"
     if all(each.version is None for each in world.live.values()):
-        why = f"no running engine answered {waited}. {missing(rollout, world)}"
+        why = sentences(f"no running engine answered {waited}", missing(rollout, world))
         return by_recreating(rollout, world, diary, why)
     if rollout.surge:
-        why = (
+        why = sentences(
             f"the replica that is made to try it on did not come up {waited}. Make room for one "
-            "replica more, or set spec.rollout.maxUnavailable to 1. "
-            f"{missing(rollout, world)}"
+            "replica more, or set spec.rollout.maxUnavailable to 1",
+            missing(rollout, world),
         )
         return fail(rollout, world, diary, "NoRoomForCanary", why)
-    why = (
-        f"no replica could be spared {waited}: {len(available(rollout, world))} of {world.wanted} "
-        f"serve. {missing(rollout, world)}"
-    )
+    count = f"{len(available(rollout, world))} of {world.wanted} serve"
+    why = sentences(f"no replica could be spared {waited}: {count}", missing(rollout, world))
     return fail(rollout, world, diary, "NotEnoughReplicas", why)
 
 
@@ -123,8 +115,9 @@ def _holding(rollout: Rollout, world: World, diary: Diary) -> Rollout:
         return rollout.without(canary.uid)
     lost = replica.version not in {None, rollout.target.version}
     if lost or replica.restarts != canary.restarts:
-        why = f"the engine of pod/{canary.pod} ended while it served it. {replica.error or ''}"
-        return fail(rollout, world, diary, "CanaryUnwell", why.rstrip(), blame=True)
+        why = f"the engine of pod/{canary.pod} ended while it served it"
+        why = sentences(why, replica.error or "")
+        return fail(rollout, world, diary, "CanaryUnwell", why, blame=True)
     if not replica.routable:
         return _not_routable(rollout, world, canary, replica, diary)
     held = canary.held or world.now
@@ -140,7 +133,8 @@ def _not_routable(
     if canary.held is None:
         if world.since(rollout.since) < world.policy.start_seconds:
             return rollout
-        why = f"pod/{canary.pod} did not come back into the router. {missing(rollout, world)}"
+        why = f"pod/{canary.pod} did not come back into the router"
+        why = sentences(why, missing(rollout, world))
         return fail(rollout, world, diary, "CanaryNotRouted", why)
     if others and not any(each.routable for each in others):
         # Nobody is routed to: that is not the canary's.
@@ -149,7 +143,8 @@ def _not_routable(
         return replace(rollout, canary=replace(canary, unwell=world.now))
     if world.since(canary.unwell) < UNWELL_SECONDS:
         return rollout
-    why = f"pod/{canary.pod} stopped to serve it. {replica.error or missing(rollout, world)}"
+    error = replica.error or missing(rollout, world)
+    why = sentences(f"pod/{canary.pod} stopped to serve it", error)
     return fail(rollout, world, diary, "CanaryUnwell", why, blame=True)
 
 
@@ -177,17 +172,16 @@ def _waving(rollout: Rollout, world: World, diary: Diary) -> Rollout:
     stuck = [record for record in rollout.records if record.stage == "Quarantined"]
     told = f"{rollout.updated} of {world.wanted} replicas serve it"
     if ending or stuck:
-        notes = [f"pod/{record.pod}: {record.note}." for record in stuck]
-        why = f"{told}. {' '.join(notes) or missing(rollout, world)}"
+        notes = [f"pod/{record.pod}: {record.note}" for record in stuck]
+        why = sentences(told, *(notes or [missing(rollout, world)]))
         return fail(rollout, world, diary, "ReplicasFail", why, blame=True)
     if rollout.phase == "Recreating":
-        why = f"{told}; the new pods do not come up. {missing(rollout, world)}"
+        why = sentences(f"{told}; the new pods do not come up", missing(rollout, world))
         return fail(rollout, world, diary, "NewPodsMissing", why)
     if behind or rollout.records:
         return rollout
-    return completed(
-        rollout, world, diary, f"{told}, the others are missing. {missing(rollout, world)}"
-    )
+    why = sentences(f"{told}, the others are missing", missing(rollout, world))
+    return completed(rollout, world, diary, why)
 
 
 def _returning(rollout: Rollout, world: World, diary: Diary) -> Rollout:
@@ -200,9 +194,9 @@ def _returning(rollout: Rollout, world: World, diary: Diary) -> Rollout:
         return returned(rollout, world, diary)
     if not stalled:
         return rollout
-    notes = [f"pod/{record.pod} cannot load it: {record.note}." for record in rollout.records]
-    told = " ".join(notes) or missing(rollout, world)
-    why = f"Not all replicas serve {short(rollout.origin.version)} again. {told}"
+    notes = [f"pod/{record.pod} cannot load it: {record.note}" for record in rollout.records]
+    why = f"Not all replicas serve {short(rollout.origin.version)} again"
+    why = sentences(why, *(notes or [missing(rollout, world)]))
     return returned(rollout, world, diary, why)
 
 

@@ -12,15 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from assay_operator.inference.rollout_state import (
-    Diary,
-    Record,
-    Replica,
-    Rollout,
-    Target,
-    World,
-)
+from assay_operator.inference.rollout_state import Record, Rollout
 from assay_operator.inference.rollout_words import short
+from assay_operator.inference.rollout_world import Diary, Replica, Target, World
 from assay_operator.plan import EngineAction, Load, Pause, Restart, Resume
 
 MAX_LOADS = 3
@@ -89,7 +83,7 @@ def redirect(rollout: Rollout, world: World, goal: Target) -> Rollout:
         replica = world.live.get(record.uid)
         if replica is None or record.goal == goal.version:
             continue
-        changed = replace(record, goal=goal.version, loads=0, abort=bool(record.token))
+        changed = replace(record, goal=goal.version, loads=0, note="", abort=bool(record.token))
         # Whatever was ordered is not forgotten: only a load that is seen to end well undoes it.
         if record.token and record.stage not in {"Restarting", "Quarantined"}:
             rollout = _order(rollout, world, changed, replica)

@@ -7,8 +7,9 @@ from dataclasses import replace
 from assay_operator.inference.results import JobResult
 from assay_operator.inference.rollout_ends import fail, identifier
 from assay_operator.inference.rollout_replicas import available, load_again
-from assay_operator.inference.rollout_state import Diary, JobOrder, Phase, Rollout, World
-from assay_operator.inference.rollout_words import short, who
+from assay_operator.inference.rollout_state import Phase, Rollout
+from assay_operator.inference.rollout_words import sentences, short, who
+from assay_operator.inference.rollout_world import Diary, JobOrder, World
 from assay_operator.plan import Json
 
 INSPECT_SECONDS = 3600.0
@@ -42,7 +43,7 @@ def after_candidate(rollout: Rollout, world: World, diary: Diary) -> Rollout:
 
 def by_recreating(rollout: Rollout, world: World, diary: Diary, why: str) -> Rollout:
     """The rollout by new pods: no running engine is touched before the gate has passed."""
-    diary.say("Recreate", f"{who(rollout.target)} comes with new pods: {why}")
+    diary.say("Recreate", sentences(f"{who(rollout.target)} comes with new pods: {why}"))
     changed = replace(rollout, strategy="Recreate", surge=False, canary=None)
     return after_candidate(changed, world, diary)
 
@@ -78,7 +79,7 @@ def _inspected(rollout: Rollout, world: World, result: JobResult, diary: Diary) 
         return rollout
     if why := _not_in_place(rollout, world, result):
         return by_recreating(rollout, world, diary, why)
-    diary.say("InspectionPassed", f"{who(rollout.target)}: {result.message}")
+    diary.say("InspectionPassed", sentences(f"{who(rollout.target)}: {result.message}"))
     return enter(rollout, world, "Canary")
 
 
@@ -120,7 +121,7 @@ def _judged(rollout: Rollout, world: World, result: JobResult, diary: Diary) -> 
     if other := _asked_another(rollout, result.summary):
         told = f"the gate asked {short(other)} instead of {short(rollout.target.version)}"
         return _broken(rollout, world, diary, "GateBroken", told)
-    diary.say("GatePassed", f"{who(rollout.target)}: {result.message}")
+    diary.say("GatePassed", sentences(f"{who(rollout.target)}: {result.message}"))
     return after_candidate(replace(rollout, passed=True), world, diary)
 
 
@@ -155,7 +156,7 @@ def _with_job(rollout: Rollout, order: JobOrder) -> Rollout:
 def _broken(rollout: Rollout, world: World, diary: Diary, reason: str, why: str) -> Rollout:
     """After a Job without a verdict: another one, or the end of patience."""
     if rollout.broken < MAX_BROKEN:
-        diary.warn(reason, f"{who(rollout.target)}: {why} It is tried again.")
+        diary.warn(reason, sentences(f"{who(rollout.target)}: {why}", "It is tried again"))
         return replace(rollout, job=None, broken=rollout.broken + 1, since=world.now)
     return fail(rollout, world, diary, reason, why)
 

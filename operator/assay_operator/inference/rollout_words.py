@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from assay_operator.inference.rollout_state import Record, Rollout, Target, World
+from assay_operator.inference.rollout_state import Record, Rollout
+from assay_operator.inference.rollout_world import Target, World
 from assay_operator.plan import Json
 
 _DIGEST_DIGITS = 12
+_MOST_TOLD = 3
+"""Replicas that one message names."""
 RETRY_ANNOTATION = "assay.dev/retry"
 
 
@@ -33,20 +36,20 @@ def who(target: Target) -> str:
 
 def tell(rollout: Rollout, world: World) -> str:
     """What is going on, why, and what can be done where it is stuck."""
-    message = _TOLD[rollout.phase](rollout, world)
+    message = _TOLD[rollout.phase](rollout, world).rstrip()
     if rollout.paused:
         return f"Paused: {message} Set spec.rollout.paused to false to go on."
     return message
 
 
 def missing(rollout: Rollout, world: World) -> str:
-    """Why replicas that should serve do not, as far as they say, with a remedy."""
+    """Why a replica that should serve does not, with a remedy; empty where none says so."""
     said = sorted(
         f"pod/{each.pod}: {each.error.rstrip('.')}"
         for each in world.live.values()
         if each.error and not each.routable and each.uid not in rollout.excluded
     )
-    return said[0] + "." if said else "No pod says why."
+    return f"{said[0]}." if said else ""
 
 
 def refusal(world: World) -> Json | None:
@@ -141,7 +144,7 @@ def _spreading(rollout: Rollout, world: World) -> str:
     told = f"{rollout.phase}: {rollout.updated} of {world.wanted} replicas serve {new}."
     hands = [_hand(record, record.pod, short(record.goal)) for record in rollout.records]
     if hands:
-        return " ".join([told, *(f"{each[0].upper()}{each[1:]}" for each in hands[:3])])
+        return " ".join([told, *hands[:_MOST_TOLD]])
     if rollout.updated < world.wanted and any(each.error for each in world.live.values()):
         return f"{told} {missing(rollout, world)}"
     return told
@@ -151,7 +154,7 @@ def _returning(rollout: Rollout, world: World) -> str:
     old = short(rollout.origin.version)
     hands = [_hand(record, record.pod, old) for record in rollout.records]
     told = [f"Returning to {who(rollout.origin)}: {rollout.reason}: {_stop(rollout.detail)}"]
-    return " ".join([*told, *(f"{each[0].upper()}{each[1:]}" for each in hands[:3])])
+    return " ".join([*told, *hands[:_MOST_TOLD]])
 
 
 def _done(rollout: Rollout, world: World) -> str:
@@ -179,18 +182,21 @@ def _not_tried(rollout: Rollout, world: World) -> str:
     if target.version == rollout.serves.version:
         return ""
     again = f" To try it again, set the annotation {RETRY_ANNOTATION} to {target.version}."
+    if rollout.blame and rollout.target.version == target.version:
+        return again
     if refused := refusal(world):
-        if rollout.phase == "Failed" and rollout.target.version == target.version:
-            return again
         why = _stop(str(refused.get("message") or refused.get("reason") or ""))
         return f" {who(target)} is wanted, and was refused at {refused.get('time')}: {why}{again}"
     if world.policy.paused:
         return f" {who(target)} is wanted, and waits: spec.rollout.paused is true."
-    if rollout.phase != "Failed" or not rollout.target.same_place(target):
+    if rollout.again_at is None or not rollout.target.same_place(target):
         return ""
-    if rollout.again_at:
-        return f" It is tried again at {rollout.again_at:%Y-%m-%dT%H:%M:%SZ}.{again}"
-    return again
+    return f" It is tried again at {rollout.again_at:%Y-%m-%dT%H:%M:%SZ}.{again}"
+
+
+def sentences(*parts: str) -> str:
+    """The parts that say something, one after the other, each with its stop."""
+    return " ".join(_stop(part.strip()) for part in parts if part.strip())
 
 
 def _stop(text: str) -> str:
