@@ -88,7 +88,8 @@ def of_seed(seed: int, lines: Sequence[Metrics]) -> list[Row]:
             max(line["seconds/push"] for line in trained) < MOST_UPDATE_SECONDS,
         ),
         Row(
-            f"seed {seed}: mean |d| of the log-probs of engine and trainer; its highest of a step",
+            f"seed {seed}: mean difference between the log-probs of engine and trainer; its "
+            "highest of a step",
             f"{statistics.mean(line['mismatch/mean'] for line in trained):.1e}; "
             f"{max(line['mismatch/mean'] for line in trained):.1e}",
             f"at most {MOST_DIFFERENCE:.0e}, each step",

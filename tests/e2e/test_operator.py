@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,26 @@ def leader(kube: Kube) -> str:
     return next((name for name in pods if name in holder), "")
 
 
-def make(kube: Kube, name: str) -> float:
-    """Seconds from a new service's apply to its last child."""
-    began = time.monotonic()
-    kube.apply(infsvc(name, {"replicas": 0}))
-    kube.wait_planned(name)
-    return time.monotonic() - began
+@contextmanager
+def holders(kube: Kube) -> Iterator[list[str]]:
+    """Fills with everyone who holds the Lease meanwhile, one after the other; "" is nobody."""
+    name = system(kube).list("leases")[0]["metadata"]["name"]
+    shown = "jsonpath={.spec.holderIdentity}{'\\n'}"
+    command = [str(kube.cluster.bin / "kubectl"), "get", "lease", name, "-n", SYSTEM, "--watch"]
+    environment = {**os.environ, **kube.cluster.environment}
+    watch = subprocess.Popen(
+        [*command, "-o", shown], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert watch.stdout
+    told = [watch.stdout.readline()]  # from here on nothing is missed
+    seen: list[str] = []
+    try:
+        yield seen
+    finally:
+        watch.terminate()
+        told += watch.stdout.readlines()
+        watch.wait()
+        seen += [holder.strip() for holder, _ in groupby(told)]
 
 
 @pytest.fixture
@@ -66,22 +81,23 @@ def test_one_of_two_replicas_leads(kube: Kube, operators: Kube) -> None:
     assert leader(kube)
 
 
-def test_a_killed_leader_is_replaced_within_15_seconds(kube: Kube, operators: Kube) -> None:
+def test_a_killed_leader_is_replaced(kube: Kube, operators: Kube) -> None:
     old = leader(kube)
     kill_process(operators, old, "operator", "KILL")
-    took = make(kube, "after-kill")
-    try:
-        assert took < 15
+    with kube.service("after-kill", {"replicas": 0}):
+        kube.wait_planned("after-kill")
         assert leader(kube) != old
-    finally:
-        kube.delete("infsvc", "after-kill")
 
 
-def test_a_leader_that_is_asked_to_go_hands_over_at_once(kube: Kube, operators: Kube) -> None:
-    operators.kubectl("delete", "pod", leader(kube), "--wait=false")
-    took = make(kube, "after-stop")
-    kube.delete("infsvc", "after-stop")
-    assert took < 8
+def test_a_leader_that_is_asked_to_go_gives_the_lease_back(kube: Kube, operators: Kube) -> None:
+    old = leader(kube)
+    with holders(kube) as seen:
+        operators.kubectl("delete", "pod", old, "--wait=false")
+        with kube.service("after-stop", {"replicas": 0}):
+            kube.wait_planned("after-stop")
+    assert old in seen[0]
+    assert seen[1] == "", "given back, rather than run out"
+    assert seen[2] and old not in seen[2]
 
 
 def test_in_a_quiet_time_nothing_is_written(kube: Kube, operators: Kube) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -98,6 +99,8 @@ class FakeLeases:
     def __init__(self) -> None:
         self.lease: Json | None = None
         self.broken = False
+        self.before_next_write: Callable[[Json], Json] | None = None
+        """Makes what another write, that arrives just before, leaves as the spec."""
 
     async def get(self, kind: str, namespace: str, name: str) -> Json:
         self._check()
@@ -115,6 +118,11 @@ class FakeLeases:
         self._check()
         assert self.lease is not None
         version = self.lease["metadata"]["resourceVersion"]
+        if self.before_next_write:
+            version = str(int(version) + 1)
+            self.lease["spec"] = self.before_next_write(self.lease["spec"])
+            self.lease["metadata"]["resourceVersion"] = version
+            self.before_next_write = None
         if item["metadata"]["resourceVersion"] != version:
             raise ApiError(409, "Conflict", "the object has been modified")
         self.lease = copy.deepcopy(item)
@@ -164,6 +172,18 @@ class TestElection:
         await asyncio.sleep(0.05)
         assert second.leads()
         two.cancel()
+
+    async def test_a_lease_is_released_though_a_renewal_is_on_its_way(self) -> None:
+        leases = FakeLeases()
+        election = self.candidate(leases, "me")
+        task = asyncio.create_task(election.run(lambda: None))
+        await asyncio.sleep(0.05)
+        leases.before_next_write = lambda spec: held(spec, "me", NOW)
+        await election.release()
+        await asyncio.wait_for(task, 1)
+        assert leases.lease
+        assert leases.lease["spec"]["holderIdentity"] is None
+        assert not election.leads()
 
     async def test_leadership_ends_when_it_cannot_be_renewed(self) -> None:
         leases = FakeLeases()

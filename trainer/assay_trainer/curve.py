@@ -139,7 +139,8 @@ def _headline(
     if alarms and alarms[0].stop:
         words, colour = f"Stopped.  {words}", _BAD
     figure.text(LEFT, 0.942, words, fontsize=21, fontweight="bold", color=colour)
-    figure.text(RIGHT, 0.95, job.checkpoint.directory.name, fontsize=13, color=_GREY, ha="right")
+    folder = "/".join(job.checkpoint.directory.parts[-2:])
+    figure.text(RIGHT, 0.95, folder, fontsize=13, color=_GREY, ha="right")
     facts = [f"step {at:.0f} of {job.trainer.steps}", *_facts(history)]
     figure.text(LEFT, 0.905, "  ·  ".join(facts), fontsize=11.5, color=_INK)
     if alarms:

@@ -113,6 +113,7 @@ class _LogProbs(torch.autograd.Function):  # type: ignore[misc]
                 )
             torch.mm(slopes, weight, out=of_rows[here])
             _add_product(of_weight, slopes.t(), part)
+            del slopes  # or it is there beside the next chunk's
         return of_rows, of_weight.to(ctx.kind), None, None, None, None
 
 

@@ -121,10 +121,13 @@ class Election:
         self._seen = 0.0
         self._renewed: float | None = None
         self._poke = asyncio.Event()
+        self._over = False
 
     def leads(self) -> bool:
         """Whether the Lease is surely still held: true until it was not renewed for too long."""
-        return self._renewed is not None and time.monotonic() - self._renewed < GIVE_UP_SECONDS
+        if self._over or self._renewed is None:
+            return False
+        return time.monotonic() - self._renewed < GIVE_UP_SECONDS
 
     def look(self, lease: Json) -> None:
         """The watch brought the Lease: a released one is taken at once."""
@@ -135,7 +138,7 @@ class Election:
 
     async def run(self, elected: Callable[[], None]) -> None:
         """Stands for election, calls `elected` once, and returns when leadership is lost."""
-        while True:
+        while not self._over:
             was_leader, pause = self._renewed is not None, RENEW_SECONDS
             try:
                 async with asyncio.timeout(_REQUEST_SECONDS):
@@ -146,7 +149,7 @@ class Election:
                 # What we hold is out of date: somebody else wrote it, or we do not know.
                 self._lease = None
                 pause = RETRY_SECONDS
-            if was_leader and not self.leads():
+            if was_leader and not self.leads() and not self._over:
                 log.error("leadership is lost: the lease could not be renewed")
                 return
             if not was_leader and self.leads():
@@ -155,15 +158,32 @@ class Election:
             await self._pause(pause)
 
     async def release(self) -> None:
-        """Gives the Lease back, so that the next leader need not wait until it runs out."""
-        if not self.leads() or self._lease is None:
-            return
-        self._renewed = None
-        spec = {**self._lease["spec"], "holderIdentity": None, "leaseDurationSeconds": 1}
+        """Gives the Lease back, so that the next leader need not wait until it runs out.
+
+        A renewal may be on its way, or just cancelled and yet arrive: what counts is the Lease as
+        it stands, read anew after each conflict.
+        """
+        self._over = True
         try:
-            await self._client.replace({**self._lease, "spec": spec}, _REQUEST_SECONDS)
-        except ApiError as error:
+            async with asyncio.timeout(_REQUEST_SECONDS):
+                while not await self._given_back():
+                    log.info("the lease was written meanwhile: looking again")
+        except (ApiError, TimeoutError) as error:
             log.warning("the lease was not released and will run out: %s", error)
+
+    async def _given_back(self) -> bool:
+        """Whether the Lease is not ours any more; False if it was written as we wrote it."""
+        lease = await self._client.get("Lease", self.namespace, self.name)
+        if lease["spec"].get("holderIdentity") != self._me:
+            return True
+        spec = {**lease["spec"], "holderIdentity": None, "leaseDurationSeconds": 1}
+        try:
+            await self._client.replace({**lease, "spec": spec}, _REQUEST_SECONDS)
+        except ApiError as error:
+            if error.status != 409:
+                raise
+            return False
+        return True
 
     async def _round(self) -> None:
         started = time.monotonic()
