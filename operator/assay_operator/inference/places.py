@@ -17,7 +17,7 @@ from assay_operator.plan import Json
 MOUNTS = (MODEL_MOUNT, CHECKPOINTS_MOUNT)
 ANY = "*"
 """The key of a volume of a kind that only overrides bring: what it holds is the user's affair."""
-_NOBODYS = "pvc/nobodys"
+_NOBODYS = {mount: f"pvc/nobodys{mount}" for mount in MOUNTS}
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ def overridden(render: Callable[[Layout], Json]) -> frozenset[str]:
     Args:
         render: the pod template of a layout, with all overrides.
     """
-    seen = mounts(render(dict.fromkeys(MOUNTS, _NOBODYS))) or {}
-    return frozenset(mount for mount in MOUNTS if seen.get(mount) != _NOBODYS)
+    seen = mounts(render(_NOBODYS)) or {}
+    return frozenset(mount for mount, key in _NOBODYS.items() if seen.get(mount) != key)
 
 
 def provides(pod: Json, target: Target, free: frozenset[str]) -> bool:

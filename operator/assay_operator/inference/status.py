@@ -235,7 +235,10 @@ def _rolled_out(facts: Facts) -> Verdict:
     if not facts.target.holds:
         return Verdict(False, facts.target.reason, facts.target.message)
     if rollout.serves.version == wanted.version:
-        return Verdict(True, "Served", rollout.message)
+        told = rollout.message
+        if rollout.phase != "Done":
+            told = f"{who(rollout.serves)} is served. The latest change: {told}"
+        return Verdict(True, "Served", told)
     return Verdict(False, rollout.reason or "NotTried", rollout.message)
 
 
