@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from assay_operator.plan import Ref
 from tests.unit.training_worlds import Cluster
 
-FAULTY_TICKS = 60
+FAULTY_TICKS = 45
 LAST_TICKS = 900
 
 
@@ -100,6 +100,8 @@ FAULTS: tuple[Callable[[Cluster], None], ...] = (
     _lose_status,
     _alarm,
 )
+SWITCHES = (_mute, _suspend, _engines, _claim)
+"""Faults that a second time puts right."""
 DEATHS = ("children", "status", "absent")
 TIMES = st.integers(0, FAULTY_TICKS)
 
@@ -116,7 +118,7 @@ def check(cluster: Cluster) -> None:
 
 
 @settings(
-    max_examples=60,
+    max_examples=50,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
@@ -148,12 +150,17 @@ def test_every_life_of_a_job_keeps_its_promises_and_ends(
     cluster.engines_start, cluster.found = True, {}
     for trainer in cluster.trainers.values():
         trainer.mute = False
+    finish(cluster)
+    ends(cluster)
+
+
+def finish(cluster: Cluster) -> None:
+    """Nothing happens any more, until the job is over."""
     for _ in range(LAST_TICKS):
         if cluster.phase in ("Complete", "Failed"):
-            break
+            return
         cluster.tick()
         check(cluster)
-    ends(cluster)
 
 
 def ends(cluster: Cluster) -> None:
@@ -172,23 +179,17 @@ def ends(cluster: Cluster) -> None:
 
 
 def test_a_fault_at_every_single_moment_of_a_short_life() -> None:
-    """Each fault once at each tick, with an operator that dies just after it."""
-    for fault in FAULTS:
-        for tick in range(1, 14, 4):
-            for death in DEATHS:
-                cluster = Cluster({"backoffLimit": 2}, lag=2)
-                for now in range(20):
-                    if now == tick:
-                        fault(cluster)
-                    if now == tick + 3 and fault in (_suspend, _engines, _claim, _mute):
-                        fault(cluster)
-                    cluster.tick(death if now in (tick, tick + 1) else "")
-                    check(cluster)
-                for _ in range(LAST_TICKS):
-                    if cluster.phase in ("Complete", "Failed"):
-                        break
-                    cluster.tick()
-                    check(cluster)
-                ends(cluster)
-                hopeless = fault is _alarm and cluster.phase == "Failed"
-                assert hopeless or cluster.phase == "Complete", (fault, tick, death)
+    """Each fault once at several moments, with an operator that dies just then."""
+    for turn, fault in enumerate(FAULTS):
+        for at, tick in enumerate(range(1, 14, 3)):
+            death = DEATHS[(turn + at) % len(DEATHS)]
+            cluster = Cluster({"backoffLimit": 2}, lag=2)
+            for now in range(20):
+                if now == tick or (now == tick + 3 and fault in SWITCHES):
+                    fault(cluster)
+                cluster.tick(death if now in (tick, tick + 1) else "")
+                check(cluster)
+            finish(cluster)
+            ends(cluster)
+            hopeless = fault is _alarm and cluster.phase == "Failed"
+            assert hopeless or cluster.phase == "Complete", (fault, tick, death)

@@ -66,17 +66,14 @@ def job_engine_template(
         replicas=spec.rollout.engines,
         template=spec.rollout.template,
     )
-    template = engine_template(identity, service, profile, config)
-    pod, checkpoints = template["spec"], claim_of(identity.name, spec)
-    volumes = _Volumes(pod.get("volumes") or [])
-    mount = volumes.claim(checkpoints, CHECKPOINTS_MOUNT, read_only=True)
-    containers = [
-        {**each, "volumeMounts": [*each.get("volumeMounts", []), mount]}
-        if each["name"] == "engine"
-        else each
-        for each in pod["containers"]
-    ]
-    return {**template, "spec": {**pod, "containers": containers, "volumes": volumes.all}}
+    source = parse_source(spec.model.source)
+    layout = {
+        MODEL_MOUNT: source.key,
+        CHECKPOINTS_MOUNT: f"pvc/{claim_of(identity.name, spec)}",
+    }
+    return engine_template(
+        identity, service, profile, config, version=source.version, layout=layout
+    )
 
 
 def trainer_template(
