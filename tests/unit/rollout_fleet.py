@@ -281,10 +281,10 @@ class Fleet:
     def world(self) -> World:
         now = BEGIN + timedelta(seconds=self.now, microseconds=321)
         served = self.status.get("served")
-        gated = self.target.version not in self.passed
         return World(
             now=now,
-            target=replace(self.target, gated=gated),
+            target=self.target,
+            gated=self.target.version not in self.passed,
             served=Target(**served) if served else None,
             replicas=tuple(map(self._replica, self.engines)),
             wanted=self.wanted,

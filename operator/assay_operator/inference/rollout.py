@@ -198,7 +198,8 @@ def _outcome(known: Rollout, after: Rollout, world: World, diary: Diary) -> Step
         excluded=known.excluded | after.excluded,
         surge=int((known.surge or after.surge) and world.wanted > 0),
         recreate=known.strategy == "Recreate" and known.mixed,
-        jobs=(after.job,) if after.job is not None and after.job == known.job else (),
+        # Until the state that has its result is written, that result is nowhere but in the Job.
+        jobs=(known.job,) if known.job is not None else (),
         actions=tuple(actions(after, world)),
         events=tuple(diary.events),
         refused=refused,

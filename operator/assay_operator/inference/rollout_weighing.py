@@ -29,7 +29,7 @@ def enter(rollout: Rollout, world: World, phase: Phase) -> Rollout:
 
 def needs_gate(rollout: Rollout, world: World) -> bool:
     """Whether the target has yet to pass the gate."""
-    return world.policy.gate and rollout.target.gated and not rollout.passed
+    return world.policy.gate and world.gated and not rollout.passed
 
 
 def after_candidate(rollout: Rollout, world: World, diary: Diary) -> Rollout:

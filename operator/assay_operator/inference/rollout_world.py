@@ -23,15 +23,12 @@ class Target:
         path: where they lie in the engine's container.
         name: their name for people.
         volume: key of the volume that they lie on.
-        gated: whether they have to pass the gate. False for what passed it here before and is
-            wanted back by hand: the gate would compare it with what was found wanting.
     """
 
     version: str
     path: str
     name: str
     volume: str
-    gated: bool = True
 
     def same_place(self, other: Target) -> bool:
         """Whether both are the same files."""
@@ -115,6 +112,8 @@ class World:
     Attributes:
         now: with a zone.
         target: what shall be served.
+        gated: whether it has to pass the gate. False for what passed it here before and is wanted
+            back by hand: the gate would compare it with what was found wanting.
         served: status.served. It counts where there is no state; None: nothing was ever served, as
             far as the status says.
         replicas: all engine pods of the service, terminating ones included.
@@ -139,6 +138,7 @@ class World:
     refused: tuple[Json, ...] = ()
     history: tuple[Json, ...] = ()
     pointer: Target | None = None
+    gated: bool = True
 
     @property
     def live(self) -> dict[str, Replica]:
