@@ -593,25 +593,29 @@ class Cluster:
 
     # -- until something is so -------------------------------------------------------------
 
-    def run(self, phase: str, most: int = 900, forgets: bool = False) -> Json:
+    def run(self, phase: str, most: int = 900) -> Json:
         """Passes until the rollout is in `phase`; returns its state."""
         for _ in range(most):
             self.reconcile()
             if self.rollout.get("phase") == phase:
                 return self.rollout
             self.advance(1)
-            if forgets:
-                self.forget()
         raise Violation(f"{phase} does not come: {self.rollout}")
 
-    def settle(self, most: int = 3000, forgets: bool = False) -> Plan:
-        """Passes until all wanted engines serve and nothing is left to do."""
-        for _ in range(most):
+    def settle(self, most: int = 1500, forgets: int = 0) -> Plan:
+        """Passes until all wanted engines serve and nothing is left to do.
+
+        Args:
+            most: passes.
+            forgets: after every so many, another operator takes over. It begins a load again that
+                it knows nothing of, so an operator that lives for less than a load ends none.
+        """
+        for number in range(1, most):
             made = self.reconcile()
             if self.quiet():
                 return made
             self.advance(1)
-            if forgets:
+            if forgets and number % forgets == 0:
                 self.forget()
         raise Violation(f"it does not settle: {self.status}")
 

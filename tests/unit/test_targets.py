@@ -407,7 +407,7 @@ def back(asked: str, had: Json | None = None, **world: Any) -> Choice:
 def test_whatever_was_served_here_can_be_taken_back(asked: str, name: str) -> None:
     made = back(asked)
     assert made.target and made.target.name == name and reason(made) == (True, "RolledBack")
-    assert made.target.gated is False, "it passed here before"
+    assert made.gated is False, "it passed here before"
     assert made.rollback and made.rollback.asked == asked
 
 
@@ -447,7 +447,7 @@ def test_previous_means_the_same_for_as_long_as_it_stands() -> None:
     first = back("previous")
     assert first.rollback and first.target
     history = [served(digest("good"), "solver-rl-1-20", digest("better")), *HISTORY]
-    remembered = {"asked": "previous", "target": {**plain(first.target), "gated": False}}
+    remembered = {"asked": "previous", "target": plain(first.target)}
     notes = {"places": PLACES, "rollback": remembered}
     again = back("previous", status(GOOD, history=history, notes=notes))
     assert again.target and again.target.version == GOOD.version

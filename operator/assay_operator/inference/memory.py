@@ -60,7 +60,7 @@ class Notes:
     def place(self, version: str) -> Target | None:
         """Weights that were served, None where nobody knows any more where they lie."""
         found = self.places.get(version)
-        return Target(version, found.path, found.name, found.volume, gated=False) if found else None
+        return Target(version, found.path, found.name, found.volume) if found else None
 
 
 @dataclass(frozen=True)

@@ -185,6 +185,7 @@ class _Planner:
             refused=self.memory.refused,
             history=self.memory.history,
             pointer=self.choice.pointer,
+            gated=self.choice.gated,
         )
 
     def _holding(self) -> str | None:

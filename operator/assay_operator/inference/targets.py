@@ -164,7 +164,7 @@ def _with_suite(case: Case, made: Choice) -> Choice:
     why = suite_missing(case.observation, case.spec)
     if not why or target is None or served is None or target.version == served.version:
         return made
-    if not target.gated or (under_way and under_way.target.version == target.version):
+    if not made.gated or (under_way and under_way.target.version == target.version):
         return made
     told = (
         f"{target.name} ({short(target.version)}) is not tried: {why} {served.name} is served "

@@ -32,6 +32,7 @@ class Choice:
     Attributes:
         target: the weights; None where nobody can say which, and nothing is served.
         verdict: whether they are what the spec asks for, and why; what to do where they are not.
+        gated: whether they have to pass the gate: what passed it here before has not.
         others: what engines' pods shall mount beside them, so that they can be changed in place.
         retry: the version that the user asks for again though it was refused.
         rollback: what the annotation says that takes weights back, to be remembered.
@@ -45,6 +46,7 @@ class Choice:
     retry: str | None = None
     rollback: Rollback | None = None
     waits: bool = False
+    gated: bool = True
     pointer: Target | None = None
 
 

@@ -48,20 +48,22 @@ def taken_back(case: Case, asked: str, otherwise: Choice) -> Choice:
             f"{short(version)} was served here, and nobody remembers where it lies: set "
             "spec.model.source to it.",
         )
-    return _pinned(case, Rollback(asked, replace(target, gated=False)), otherwise)
+    return _pinned(case, Rollback(asked, target), otherwise)
 
 
 def _pinned(case: Case, rollback: Rollback, otherwise: Choice) -> Choice:
+    target = rollback.target
     message = (
-        f"{who(rollback.target)}, for the annotation {ROLLBACK_ANNOTATION} says "
+        f"{who(target)}, for the annotation {ROLLBACK_ANNOTATION} says "
         f"{rollback.asked!r}. Take it away to go on with what the spec says."
     )
-    target = replace(rollback.target, gated=False)
     # It was wanted back by hand: a refusal from another time does not stand against that.
     refused = any(each.get("version") == target.version for each in case.memory.refused)
     retry = target.version if refused else otherwise.retry
     verdict = Verdict(True, "RolledBack", message)
-    return Choice(target, verdict, otherwise.others, retry, rollback, otherwise.waits)
+    return replace(
+        otherwise, target=target, verdict=verdict, retry=retry, rollback=rollback, gated=False
+    )
 
 
 def _stays(case: Case, otherwise: Choice, reason: str, message: str) -> Choice:
