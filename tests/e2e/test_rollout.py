@@ -30,6 +30,7 @@ ROLLOUT: Json = {
         "timeout": "5m",
     },
 }
+UNDER_WAY = {"Inspecting", "Weighing"}
 MODELS = {"tiny-next": ("--seed", "11"), "tiny-untrained": ("--steps", "0")}
 
 
@@ -92,13 +93,13 @@ def live(weights: Kube) -> Iterator[Kube]:
 
 
 def wait_verdict(kube: Kube, name: str, kind: str) -> Json:
-    """A Checkpoint's condition, once it says yes or no for good."""
+    """A Checkpoint's condition, once nothing is under way any more."""
 
     def look() -> Json | None:
         status = (kube.get("ckpt", name) or {}).get("status", {})
         known = {item["type"]: item for item in status.get("conditions", [])}
         found: Json | None = known.get(kind)
-        return found if found and found["status"] in ("True", "False") else None
+        return found if found and found["reason"] not in UNDER_WAY else None
 
     return wait_for(f"{kind} of checkpoint {name}", look, ROLLOUT_SECONDS, every=1)
 
