@@ -13,9 +13,10 @@ import pytest
 from assay_operator.inference.observation import LoadState
 from assay_operator.inference.results import result
 from assay_operator.inference.rollout import step
+from assay_operator.inference.rollout_replicas import tend
 from assay_operator.inference.rollout_state import Rollout, read
 from assay_operator.inference.rollout_words import short
-from assay_operator.inference.rollout_world import Policy, Replica, Step, Target, World
+from assay_operator.inference.rollout_world import Diary, Policy, Replica, Step, Target, World
 from assay_operator.plan import Load, Pause, Restart, Resume
 from tests.unit.rollout_fleet import (
     BEGIN,
@@ -238,6 +239,36 @@ def test_in_the_hold_only_the_canary_may_serve_the_new_version() -> None:
     assert not any(made.admits(each.uid, B.version) for each in others)
 
 
+def test_what_opens_a_way_waits_until_it_is_written() -> None:
+    """Whoever dies before that leaves nothing that the next one would not do, too."""
+    fleet = rolling("Gating")
+    fleet.advance(1)
+    (order,) = fleet.reconcile().jobs
+    fleet.results[order.id] = result("pass", {}, "passed")
+    fleet.passed.add(B.version)
+    made = step(fleet.status["rollout"], fleet.world())
+    assert made.state is not None and made.state["phase"] == "Holding"
+    assert made.canary is None and canary(fleet).uid in made.excluded
+    assert made.next_look < 1
+    fleet = rolling("Holding")
+    until(fleet, lambda: state(fleet).canary.held is not None)  # type: ignore[union-attr]
+    late = replace(fleet.world(), now=BEGIN + timedelta(seconds=fleet.now + 20))
+    made = step(fleet.status["rollout"], late)
+    assert made.state is not None and made.state["phase"] == "Waving"
+    assert made.pointer == A and made.admitted == {A.version} and made.served == B
+    assert made.canary == (canary(fleet).uid, B.version)
+
+
+def test_what_closes_one_does_not() -> None:
+    fleet = rolling("Holding")
+    until(fleet, lambda: state(fleet).canary.held is not None)  # type: ignore[union-attr]
+    held = canary(fleet)
+    fleet.kill(held)
+    made = step(fleet.status["rollout"], fleet.world())
+    assert made.state is not None and made.state["phase"] == "Returning"
+    assert not made.admits(held.uid, B.version)
+
+
 def test_the_same_weights_at_another_place_move_the_pointer_only() -> None:
     moved = replace(A, path="/elsewhere/a")
     first = stepped(None, world(*THREE))
@@ -323,6 +354,14 @@ def test_no_router_that_may_still_know_the_canary_gets_weights_that_did_not_pass
     assert not made.refused
 
 
+def test_not_even_while_its_own_phase_does_not_look() -> None:
+    made = out(6, listed=None)
+    rollout = read(made.state)
+    seen = world(replica(0, listed=None), *THREE[1:], target=B, seconds=1000)
+    assert rollout is not None
+    assert tend(rollout, seen, Diary()) == rollout
+
+
 def test_a_load_counts_when_its_end_was_seen_and_the_engine_shows_it() -> None:
     fleet = rolling("Canary")
     until(fleet, lambda: bool(loading(fleet)))
@@ -352,6 +391,17 @@ def test_an_engine_that_ends_while_it_loads_loads_again() -> None:
     fleet.kill(loading(fleet)[0])
     fleet.settle()
     assert reasons(fleet)[-1] == "RolloutDone"
+
+
+def test_an_engine_that_ends_at_each_load_is_not_tried_for_ever() -> None:
+    """Nothing else is known of a load whose engine was started anew."""
+    fleet = rolling("Canary")
+    for _ in range(3):
+        until(fleet, lambda: bool(loading(fleet)))
+        fleet.kill(loading(fleet)[0])
+    fleet.run("Failed")
+    assert state(fleet).reason == "LoadFailed"
+    assert "started anew while it loaded" in state(fleet).detail
 
 
 def test_a_candidate_that_cannot_be_loaded_is_refused() -> None:
@@ -592,6 +642,8 @@ def test_the_others_follow_after_the_hold() -> None:
 def test_a_canary_whose_engine_ends_in_the_hold_takes_the_candidate_with_it() -> None:
     fleet = rolling("Holding")
     fleet.kill(canary(fleet))
+    fleet.reconcile()
+    assert state(fleet).phase == "Returning"
     fleet.settle()
     assert fleet.status["refused"][0]["reason"] == "CanaryUnwell"
     assert {each.version for each in fleet.engines} == {A.version}
@@ -677,6 +729,22 @@ def test_a_wave_is_as_wide_as_may_be_unavailable() -> None:
     assert len(state(fleet).records) == 2
 
 
+def test_replicas_that_are_about_to_go_do_not_widen_it() -> None:
+    """Three are left of which one is wanted: nobody knows which."""
+    fleet = rolling("Waving")
+    seen = replace(fleet.world(), wanted=1)
+    made = step(fleet.status["rollout"], seen)
+    assert len(made.excluded) == 1
+
+
+def test_a_replica_that_may_be_listed_is_not_free_because_it_answered_nothing_once() -> None:
+    fleet = rolling("Waving", wanted=4)
+    seen = fleet.world()
+    busy = [replace(each, generated=False, routable=False) for each in seen.replicas]
+    made = step(fleet.status["rollout"], replace(seen, replicas=tuple(busy)))
+    assert made.excluded <= state(fleet).excluded
+
+
 def test_with_none_to_spare_there_is_one_replica_more_for_the_time_of_the_rollout() -> None:
     fleet = serving(1, max_unavailable=0)
     first = fleet.engines[0]
@@ -715,6 +783,7 @@ def test_without_replicas_it_waits_for_the_first() -> None:
     assert fleet.pointer == A
     fleet.wanted = 2
     fleet.settle()
+    assert "Recreate" not in reasons(fleet)
     assert {each.version for each in fleet.engines} == {B.version}
 
 
@@ -845,7 +914,19 @@ def test_while_it_is_paused_the_phase_stays_and_no_deadline_runs(phase: str) -> 
     assert fleet.told[-1].startswith(f"Paused: {phase}")
     pause(fleet, False)
     fleet.settle()
+    assert reasons(fleet)[-1] == "RolloutDone"
     assert state(fleet).serves.version == B.version
+
+
+def test_what_was_awaited_when_it_was_paused_is_awaited_afterwards() -> None:
+    fleet = rolling("Gating")
+    pause(fleet)
+    fleet.reconcile()
+    fleet.now += 100_000
+    pause(fleet, False)
+    fleet.results.clear()
+    fleet.reconcile()
+    assert state(fleet).phase == "Gating"
 
 
 def test_a_replica_to_which_nothing_was_done_is_put_back_while_it_is_paused() -> None:
@@ -943,6 +1024,11 @@ def test_a_template_that_has_the_version_already_gets_another_mark() -> None:
     fleet.policy = replace(fleet.policy, strategy="Recreate")
     old = {each.uid for each in fleet.engines}
     fleet.target = A
+    fleet.run("Recreating")
+    fleet.advance(1)
+    made = fleet.reconcile()
+    assert made.template == f"{A.version}-{state(fleet).id}"
+    assert not made.actions
     fleet.settle()
     assert {each.version for each in fleet.engines} == {A.version}
     assert not old & {each.uid for each in fleet.engines}

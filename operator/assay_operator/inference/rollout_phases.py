@@ -7,7 +7,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from assay_operator.inference.rollout_ends import completed, fail, returned
-from assay_operator.inference.rollout_replicas import available, may_take, redirect, take
+from assay_operator.inference.rollout_replicas import available, may_take, take
 from assay_operator.inference.rollout_state import Canary, Phase, Rollout
 from assay_operator.inference.rollout_weighing import (
     after_candidate,
@@ -155,10 +155,8 @@ def _committed(rollout: Rollout, world: World, diary: Diary) -> Rollout:
         f"pod/{rollout.canary.pod} served {who(rollout.target)} well for {world.policy.hold:g} s: "
         "the others follow, and pods that start come up with it.",
     )
-    entered = replace(
-        enter(rollout, world, "Waving"), committed=True, canary=None, progress=world.now
-    )
-    return redirect(entered, world, entered.target)
+    entered = enter(rollout, world, "Waving")
+    return replace(entered, committed=True, canary=None, progress=world.now)
 
 
 def _waving(rollout: Rollout, world: World, diary: Diary) -> Rollout:
@@ -189,7 +187,12 @@ def _returning(rollout: Rollout, world: World, diary: Diary) -> Rollout:
     moving = [record for record in rollout.records if record.stage != "Quarantined"]
     if _behind(rollout, world) or moving:
         return rollout
-    enough = not rollout.committed or len(serving(rollout, world)) >= world.wanted
+    if rollout.committed:
+        enough = len(serving(rollout, world)) >= world.wanted
+    else:
+        # One that is silent may be the canary. It will come up with what is served.
+        silent = any(each.version is None for each in world.live.values())
+        enough = not (rollout.touched and silent)
     if not rollout.records and enough:
         return returned(rollout, world, diary)
     if not stalled:
