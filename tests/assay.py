@@ -37,7 +37,7 @@ RELEASE = "assay"
 ENGINE_MOUNT = "/opt/assay/engine"
 MODEL_SEED = 7
 DEFAULT_TEST_CLUSTER = "assay-test"
-IMAGES = ("operator", "engine-cpu")
+IMAGES = ("operator", "engine-cpu", "trainer-cpu")
 
 Json = dict[str, Any]
 
@@ -95,6 +95,10 @@ class Assay:
     def engine_image(self) -> str:
         return self.images.reference("engine-cpu")
 
+    @property
+    def trainer_image(self) -> str:
+        return self.images.reference("trainer-cpu")
+
     def pod_overrides(self, container: str) -> Json:
         """What a pod needs to find the mounted environment."""
         mount = {"name": "environment", "mountPath": ENGINE_MOUNT, "readOnly": True}
@@ -118,6 +122,14 @@ class Assay:
             "router": {
                 "image": self.engine_image,
                 "template": self.pod_overrides("router"),
+            },
+            "verifier": {
+                "image": self.trainer_image,
+                "template": self.pod_overrides("verifier"),
+            },
+            "trainer": {
+                "images": {"cpu": self.trainer_image, "nvidia": "assay/trainer:0.1.0"},
+                "templates": {"cpu": self.pod_overrides("trainer")},
             },
         }
 
@@ -160,9 +172,18 @@ class Assay:
             input=yaml.safe_dump(self.values()),
         )
 
-    def make_model(self, namespace: str, run: StepRun) -> None:
-        """Runs examples/tiny-model in a Job; the Job does nothing where the model is there."""
-        kubectl = self.cluster.kubectl
+    def make_model(
+        self, namespace: str, run: StepRun, name: str = "tiny", options: tuple[str, ...] = ()
+    ) -> None:
+        """Runs examples/tiny-model in a Job; the Job does nothing where the model is there.
+
+        Args:
+            namespace: that gets the claim `models`, too.
+            run: is told what goes on.
+            name: of the folder on it.
+            options: of make_model.py, by which another model comes out.
+        """
+        kubectl, job = self.cluster.kubectl, f"make-{name}"
         script = REPOSITORY / "examples/tiny-model/make_model.py"
         config = {
             "apiVersion": "v1",
@@ -170,14 +191,16 @@ class Assay:
             "metadata": {"name": "make-model"},
             "data": {script.name: script.read_text()},
         }
-        kubectl("-n", namespace, "delete", "job", "make-model", "--ignore-not-found")
+        words = ("--out", f"/models/{name}", "--seed", str(MODEL_SEED), *options)
+        made = self._model_job(job, script.name, words)
+        kubectl("-n", namespace, "delete", "job", job, "--ignore-not-found")
         kubectl(
             "-n", namespace, "apply", "-f", "-",
-            input=yaml.safe_dump_all([models_claim(), config, self._model_job(script.name)]),
+            input=yaml.safe_dump_all([models_claim(), config, made]),
         )  # fmt: skip
         run.note("training it")
         run.command(
-            *(self.cluster.bin / "kubectl", "-n", namespace, "wait", "job/make-model"),
+            *(self.cluster.bin / "kubectl", "-n", namespace, "wait", f"job/{job}"),
             *("--for=condition=Complete", "--timeout=300s"),
             env=self.cluster.environment,
         )
@@ -196,13 +219,13 @@ class Assay:
         self.cluster.docker("build", "--tag", image, str(folder))
         self.cluster.load(image)
 
-    def _model_job(self, script: str) -> Json:
+    def _model_job(self, name: str, script: str, arguments: tuple[str, ...]) -> Json:
         overrides = self.pod_overrides("make")["spec"]
         container = {
             "name": "make",
             "image": self.engine_image,
             "command": ["python3", f"/scripts/{script}"],
-            "args": ["--out", "/models/tiny", "--seed", str(MODEL_SEED)],
+            "args": list(arguments),
             "env": [{"name": "HOME", "value": "/tmp"}],
             "volumeMounts": [
                 {"name": "models", "mountPath": "/models"},
@@ -218,7 +241,7 @@ class Assay:
         return {
             "apiVersion": "batch/v1",
             "kind": "Job",
-            "metadata": {"name": "make-model"},
+            "metadata": {"name": name},
             "spec": {
                 "backoffLimit": 2,
                 "template": {

@@ -11,14 +11,23 @@ from importlib.metadata import version
 from pathlib import Path
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from assay_operator import config as configuration
 from assay_operator.api import reference, schema
+from assay_operator.api.checkpoint import CheckpointSpec
+from assay_operator.api.checkpoint_grant import CheckpointGrantSpec
 from assay_operator.api.inference_service import InferenceServiceSpec
 from assay_operator.api.meta import API_VERSION
-from assay_operator.inference.observation import Observation
+from assay_operator.api.verified_rl_job import VerifiedRLJobSpec
 from assay_operator.plan import Json
+
+_SPECS: dict[str, type[BaseModel]] = {
+    "InferenceService": InferenceServiceSpec,
+    "VerifiedRLJob": VerifiedRLJobSpec,
+    "Checkpoint": CheckpointSpec,
+    "CheckpointGrant": CheckpointGrantSpec,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -132,24 +141,40 @@ def _reference(_options: argparse.Namespace) -> int:
 def _plan(options: argparse.Namespace) -> int:
     try:
         settings = configuration.load(options.config)
-        services = [item for name in options.files for item in _services(name, _read(name))]
+        resources = [item for name in options.files for item in _resources(name, _read(name))]
     except (ValueError, OSError, yaml.YAMLError) as error:
         return _complain(error)
-    if not services:
-        return _complain(f"there is no {schema.INFERENCE_SERVICE.name} in {options.files}")
-    objects = [item for service in services for item in _planned(service, settings)]
-    yaml.safe_dump_all(objects, sys.stdout, sort_keys=False, explicit_start=True)
+    if not resources:
+        kinds = " or ".join(_SPECS)
+        return _complain(f"there is no {kinds} in {', '.join(options.files)}")
+    objects = [item for resource in resources for item in _planned(resource, settings)]
+    if objects:
+        yaml.safe_dump_all(objects, sys.stdout, sort_keys=False, explicit_start=True)
     return 0
 
 
-def _planned(service: Json, settings: configuration.OperatorConfig) -> tuple[Json, ...]:
-    from assay_operator.inference.planner import plan  # noqa: PLC0415
+def _planned(resource: Json, settings: configuration.OperatorConfig) -> tuple[Json, ...]:
+    """The children of a custom resource of which nothing has been seen yet."""
+    from assay_operator.checkpoints import observation as of_checkpoint  # noqa: PLC0415
+    from assay_operator.checkpoints import planner as checkpoints  # noqa: PLC0415
+    from assay_operator.inference import observation as of_service  # noqa: PLC0415
+    from assay_operator.inference import planner as inference  # noqa: PLC0415
+    from assay_operator.training import observation as of_job  # noqa: PLC0415
+    from assay_operator.training import planner as training  # noqa: PLC0415
 
-    return plan(Observation(service), settings, datetime.now(UTC)).objects
+    now = datetime.now(UTC)
+    match resource["kind"]:
+        case "InferenceService":
+            return inference.plan(of_service.Observation(resource), settings, now).objects
+        case "VerifiedRLJob":
+            return training.plan(of_job.Observation(resource), settings, now).objects
+        case "Checkpoint":
+            return checkpoints.plan(of_checkpoint.Observation(resource), settings, now).objects
+    return ()
 
 
-def _services(name: str, text: str) -> Iterator[Json]:
-    """The InferenceServices in a YAML text, with the defaults that the API server would set.
+def _resources(name: str, text: str) -> Iterator[Json]:
+    """The custom resources in a YAML text, with the defaults that the API server would set.
 
     Raises:
         ValueError: one is not valid; the message names file, object and field.
@@ -157,11 +182,12 @@ def _services(name: str, text: str) -> Iterator[Json]:
     for item in yaml.safe_load_all(text):
         if not isinstance(item, dict) or item.get("apiVersion") != API_VERSION:
             continue
-        if item.get("kind") != schema.INFERENCE_SERVICE.name:
+        model = _SPECS.get(item.get("kind", ""))
+        if model is None:
             continue
         metadata = {"namespace": "default", "generation": 1, "uid": "", **(item["metadata"] or {})}
         try:
-            spec = InferenceServiceSpec.model_validate(item.get("spec") or {})
+            spec = model.model_validate(item.get("spec") or {})
         except ValidationError as error:
             lines = [
                 f"{name}: {metadata.get('name')}: "
@@ -169,7 +195,8 @@ def _services(name: str, text: str) -> Iterator[Json]:
                 for each in error.errors()
             ]
             raise ValueError("\n".join(lines)) from error
-        yield {**item, "metadata": metadata, "spec": spec.model_dump(exclude_none=True)}
+        defaulted = spec.model_dump(mode="json", by_alias=True, exclude_none=True)
+        yield {**item, "metadata": metadata, "spec": defaulted}
 
 
 def _read(name: str) -> str:

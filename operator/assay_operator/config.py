@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 ENGINE_VERSION = "0.5.23"
+OUR_VERSION = "0.1.0"
 
 
 class _Part(BaseModel):
@@ -35,9 +36,40 @@ class EngineDefaults(_Part):
 class RouterDefaults(_Part):
     """Where router pods come from."""
 
-    image: str = "assay/router:0.1.0"
+    image: str = f"assay/router:{OUR_VERSION}"
     template: dict[str, Any] = Field(
         default={}, description="Cluster-wide overrides of the router pod."
+    )
+
+
+class VerifierDefaults(_Part):
+    """Where the pods come from that inspect a checkpoint's files and ask models a suite's items."""
+
+    image: str = Field(
+        default=f"assay/verifier:{OUR_VERSION}",
+        description="assay-train inspect and assay-verify; neither needs torch.",
+    )
+    template: dict[str, Any] = Field(
+        default={},
+        description="Cluster-wide overrides of these pods. Their container is called verifier; an "
+        "init container that inspects gets the same overrides.",
+    )
+
+
+class TrainerDefaults(_Part):
+    """Where trainer pods come from, by class of accelerator (`cpu`, `nvidia`)."""
+
+    images: dict[str, str] = Field(
+        default={
+            "cpu": f"assay/trainer:{OUR_VERSION}-cpu",
+            "nvidia": f"assay/trainer:{OUR_VERSION}",
+        },
+        description="Image by class of accelerator.",
+    )
+    templates: dict[str, dict[str, Any]] = Field(
+        default={},
+        description="Cluster-wide overrides of the trainer pod by class of accelerator, merged "
+        "before the user's own. Its container is called trainer.",
     )
 
 
@@ -46,6 +78,8 @@ class OperatorConfig(_Part):
 
     engine: EngineDefaults = EngineDefaults()
     router: RouterDefaults = RouterDefaults()
+    verifier: VerifierDefaults = VerifierDefaults()
+    trainer: TrainerDefaults = TrainerDefaults()
     imagePullPolicy: str = "IfNotPresent"
 
 

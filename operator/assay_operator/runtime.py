@@ -27,12 +27,19 @@ from assay_operator.cluster.client import (
     own_namespace,
 )
 from assay_operator.cluster.lease import Election, Heartbeat
-from assay_operator.cluster.view import View
+from assay_operator.cluster.lookups import Lookups
+from assay_operator.cluster.view import Key, View
 from assay_operator.config import OperatorConfig
 from assay_operator.handlers import watching
 from assay_operator.plan import Json
 from assay_operator.reconciler import Reconciler
-from assay_operator.sglang.client import ApiServerReach, PodReach, Reach, SGLang
+from assay_operator.reconcilers.checkpoint import Checkpoints
+from assay_operator.reconcilers.inference import Services
+from assay_operator.reconcilers.shell import Kind, Shell
+from assay_operator.reconcilers.training import Jobs
+from assay_operator.sglang.client import SGLang
+from assay_operator.sglang.control import Control
+from assay_operator.sglang.reach import ApiServerReach, PodReach, Reach
 
 RETRY_SECONDS = 2.0
 
@@ -99,10 +106,22 @@ class Operator:
         self._audit = Audit(self._client, self._view, options.namespaces or (None,))
         self._reach = _reach(options, self._client)
         self._sglang = SGLang(self._reach)
-        self._applier = Applier(self._client, self._view)
-        self._reconciler = Reconciler(self._view, self._applier, self._sglang, config)
-        self._actors = Actors(self._reconciler, self._reconciler.complain)
-        self._view.wake = self._actors.wake
+        self._control = Control(self._reach)
+        applier = Applier(self._client, self._view, self._control)
+        self._kinds = _kinds(
+            Shell(
+                self._view,
+                applier,
+                Lookups(self._client),
+                self._reach,
+                self._sglang,
+                self._control,
+                config,
+            )
+        )
+        reconciler = Reconciler(self._view, applier, self._kinds)
+        self._actors = Actors(reconciler, reconciler.complain)
+        self._view.wake = self._control.wake = self._wake
         self._last_seen: dict[str, float] = {}
         self._standing = self._watching = self._synced = False
         self._election = self._candidate() if options.election else None
@@ -131,6 +150,7 @@ class Operator:
             jobs[0].cancel()
             await asyncio.wait(jobs, timeout=3)
             await server.cleanup()
+            self._control.close()
             await self._reach.close()
             await self._client.close()
             await self._lease_client.close()
@@ -196,7 +216,7 @@ class Operator:
             except ApiError as error:
                 log.warning("the first list failed and is repeated: %s", error)
                 await asyncio.sleep(RETRY_SECONDS)
-        self._actors.start(self._view.owners())
+        self._actors.start(key for key in self._view.owners() if key.kind in self._kinds)
         await asyncio.Event().wait()
 
     async def _wait_for_api(self) -> None:
@@ -215,6 +235,11 @@ class Operator:
                     log.warning("%s cannot be listed yet: %s", kind, told)
                     await asyncio.sleep(RETRY_SECONDS)
 
+    def _wake(self, key: Key) -> None:
+        """Wakes the object's actor. A grant has none: who looks at it is woken for it."""
+        if key.kind in self._kinds:
+            self._actors.wake(key)
+
     def _candidate(self) -> Election:
         me = f"{socket.gethostname()}_{os.getpid()}_{uuid.uuid4().hex[:8]}"
         place, name = self._options.lease_place(), self._options.lease_name
@@ -232,6 +257,7 @@ class Operator:
             self._view.remove(item)
             if kind == "Pod":
                 self._sglang.forget(item["metadata"]["uid"])
+                self._control.forget(item["metadata"]["uid"])
         else:
             self._view.put(item, watched=True)
 
@@ -262,6 +288,15 @@ async def run(options: Options, config: OperatorConfig) -> int:
     """
     configuration = await load_configuration(options.kubeconfig, options.context)
     return await Operator(options, config, configuration).run()
+
+
+def _kinds(shell: Shell) -> dict[str, Kind]:
+    """The kinds that have an actor, by their name in a `Key`."""
+    return {
+        "inferenceservice": Services(shell),
+        "verifiedrljob": Jobs(shell),
+        "checkpoint": Checkpoints(shell),
+    }
 
 
 def _reach(options: Options, client: Client) -> Reach:

@@ -31,10 +31,15 @@ from tests.cluster.steps import Step, StepRun, run_steps
 
 # Debian 12's Python, and the platform tags that its pip accepts.
 PYTHON_VERSION = "3.11"
-WHEEL_PLATFORMS = ("manylinux_2_28", "manylinux_2_17", "manylinux2014")
+# Debian 12 has glibc 2.36; wheels for an older one run as well.
+WHEEL_PLATFORMS = (
+    *(f"manylinux_2_{minor}" for minor in range(36, 4, -1)),
+    *("manylinux2014", "manylinux2010", "manylinux1"),
+)
 BASE_STEP = "Python base image"
-WHEELS_STEP = "operator's wheels"
 KEPT_TAGS = 3
+CONSTRAINTS = REPOSITORY / "constraints.txt"
+TRAINER_REQUIREMENTS = "images/trainer/cpu-requirements.txt"
 # The builder that needs no plugin, so that it is there with every Docker.
 BUILDER = {"DOCKER_BUILDKIT": "0"}
 
@@ -49,7 +54,7 @@ class Recipe:
         context: the folder of the checkout that the Dockerfile takes for its context.
         sources: what it takes of it, files and folders.
         target: the Dockerfile's stage; the last one where it is empty.
-        wheels: whether the operator's wheels are in the context too.
+        wheels: name of the packages that are in the context too; none where it is empty.
         expected_seconds: what a build takes.
     """
 
@@ -58,7 +63,7 @@ class Recipe:
     context: str
     sources: tuple[str, ...]
     target: str = ""
-    wheels: bool = False
+    wheels: str = ""
     expected_seconds: float = 20.0
 
     @property
@@ -84,15 +89,87 @@ RECIPES = (
         "operator",
         "images/operator/Dockerfile",
         ".",
-        ("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "operator"),
-        wheels=True,
+        (
+            *("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "operator"),
+            *("trainer/assay_verifiers/__init__.py", "trainer/assay_verifiers/config.py"),
+        ),
+        wheels="operator",
         expected_seconds=50.0,
     ),
     # Engine and router alike: both are packages in the environment that the nodes mount.
     Recipe(
         "engine-cpu", "images/engine/Dockerfile.cpu", "images/engine", ("launch.py",), target="slim"
     ),
+    # Trainer, gate and inspection: they too find most packages in that environment.
+    Recipe(
+        "trainer-cpu",
+        "images/trainer/Dockerfile.cpu",
+        ".",
+        ("pyproject.toml", "README.md", "LICENSE", "trainer", TRAINER_REQUIREMENTS),
+        wheels="trainer",
+        expected_seconds=90.0,
+    ),
 )
+
+
+@dataclass(frozen=True)
+class Packages:
+    """Python packages that are fetched for an image before it is built.
+
+    Attributes:
+        name: of the set.
+        whole: requirements that come with all that they need, as wheels.
+        alone: a file of pinned ones that come without, as wheels where there are any.
+    """
+
+    name: str
+    whole: tuple[str, ...]
+    alone: Path | None = None
+
+    @property
+    def step(self) -> str:
+        return f"{self.name}'s packages"
+
+    @property
+    def key(self) -> str:
+        """Changes with what would be fetched."""
+        alone = [self.alone] if self.alone else []
+        return content_key(CONSTRAINTS, *alone, *self.whole, PYTHON_VERSION, _architecture())
+
+    def commands(self, folder: Path) -> list[list[str | Path]]:
+        """The calls of pip that fetch them into `folder`.
+
+        pip takes a foreign platform only where it builds nothing: for wheels alone, or where it
+        need not look for what the packages need.
+        """
+        wheels = ("--constraint", CONSTRAINTS, "--only-binary", ":all:")
+        found: list[list[str | Path]] = [[*_download(folder), *wheels, *self.whole]]
+        if self.alone:
+            found.append([*_download(folder), "--no-deps", "--requirement", self.alone])
+        return found
+
+
+def packages(name: str) -> Packages:
+    """A set of packages by its name."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    builds = project["build-system"]["requires"]
+    if name == "operator":
+        extra = project["project"]["optional-dependencies"]["operator"]
+        return Packages(name, (*project["project"]["dependencies"], *extra, *builds))
+    # What cpu-requirements.txt needs in turn stands in it or is in the engine's environment. A few
+    # come as sources, and setuptools builds those.
+    return Packages(name, (*builds, "setuptools>=77"), REPOSITORY / TRAINER_REQUIREMENTS)
+
+
+def _download(folder: Path) -> list[str | Path]:
+    """Wheels for the images' Python, whatever Python runs here."""
+    platforms = (f"{name}_{_architecture()}" for name in WHEEL_PLATFORMS)
+    return [
+        *(sys.executable, "-m", "pip", "download", "--progress-bar", "off"),
+        *("--disable-pip-version-check", "--dest", folder),
+        *("--implementation", "cp", "--python-version", PYTHON_VERSION),
+        *(word for tag in platforms for word in ("--platform", tag)),
+    ]
 
 
 def _files(folder: Path) -> list[Path]:
@@ -113,21 +190,9 @@ class Images:
     def _project(self) -> dict[str, Any]:
         return tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 
-    @cached_property
-    def _requirements(self) -> list[str]:
-        """What the operator needs, and what building its own wheel needs."""
-        project = self._project["project"]
-        return [
-            *project["dependencies"],
-            *project["optional-dependencies"]["operator"],
-            *self._project["build-system"]["requires"],
-        ]
-
-    @cached_property
-    def _wheels(self) -> Path:
-        constraints = REPOSITORY / "constraints.txt"
-        key = content_key(constraints, *self._requirements, PYTHON_VERSION, _architecture())
-        return self._cache.images / f"operator-wheels-{key}"
+    def _fetched(self, name: str) -> Path:
+        """The folder of a set of packages."""
+        return self._cache.images / f"{name}-wheels-{packages(name).key}"
 
     @cached_property
     def _base(self) -> str:
@@ -144,7 +209,7 @@ class Images:
         return self._references[name]
 
     def _reference(self, recipe: Recipe) -> str:
-        wheels = self._wheels.name if recipe.wheels else ""
+        wheels = self._fetched(recipe.wheels).name if recipe.wheels else ""
         parts = [part for place, path in recipe.inputs.items() for part in (place, path)]
         version = self._project["project"]["version"]
         key = content_key(self._base, wheels, recipe.target, *parts)
@@ -161,10 +226,11 @@ class Images:
         """
         recipes = [_recipe(name) for name in names] if names is not None else list(RECIPES)
         steps = [Step(BASE_STEP, self._build_base, needs, 25.0)]
-        if any(recipe.wheels for recipe in recipes):
-            steps.append(Step(WHEELS_STEP, self._fetch_wheels, (), 10.0))
+        for name in dict.fromkeys(recipe.wheels for recipe in recipes if recipe.wheels):
+            steps.append(Step(packages(name).step, partial(self._fetch, name), (), 15.0))
         for recipe in recipes:
-            before = (BASE_STEP, WHEELS_STEP) if recipe.wheels else (BASE_STEP,)
+            fetched = (packages(recipe.wheels).step,) if recipe.wheels else ()
+            before = (BASE_STEP, *fetched)
             steps.append(
                 Step(recipe.step, partial(self.build, recipe), before, recipe.expected_seconds)
             )
@@ -183,7 +249,7 @@ class Images:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(path, target)
             if recipe.wheels:
-                shutil.copytree(self._wheels, context / "wheels")
+                shutil.copytree(self._fetched(recipe.wheels), context / "wheels")
             run.command(
                 "docker", "build", "--tag", reference, "--target", recipe.target,
                 "--build-arg", f"BASE_IMAGE={self._base}", context,
@@ -200,29 +266,23 @@ class Images:
             REPOSITORY / "images/base", env=BUILDER,
         )  # fmt: skip
 
-    def _fetch_wheels(self, run: StepRun) -> None:
+    def _fetch(self, name: str, run: StepRun) -> None:
         """Download on this machine, whose pip knows its way through proxies and certificates; a
         container would have to be told."""
-        if self._wheels.exists():
+        folder = self._fetched(name)
+        if folder.exists():
             run.reuse()
             return
-        self._wheels.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=".wheels-", dir=self._wheels.parent))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=".wheels-", dir=folder.parent))
         try:
-            platforms = (f"{name}_{_architecture()}" for name in WHEEL_PLATFORMS)
-            run.command(
-                sys.executable, "-m", "pip", "download", "--progress-bar", "off",
-                "--disable-pip-version-check", "--dest", aside,
-                "--constraint", REPOSITORY / "constraints.txt", "--only-binary", ":all:",
-                "--implementation", "cp", "--python-version", PYTHON_VERSION,
-                *(word for tag in platforms for word in ("--platform", tag)),
-                *self._requirements,
-            )  # fmt: skip
+            for command in packages(name).commands(aside):
+                run.command(*command)
             aside.chmod(0o755)
-            aside.rename(self._wheels)
+            aside.rename(folder)
         except OSError:
             # Another run of ours was faster.
-            if not self._wheels.exists():
+            if not folder.exists():
                 raise
         finally:
             shutil.rmtree(aside, ignore_errors=True)

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from assay_operator.inference.objects import ROUTER_START
-from assay_operator.sglang.client import healthy_workers
+from assay_operator.sglang.client import workers as listed_workers
 from tests.engine.conftest import MAKE_MODEL, EngineEnv
 from tests.engine.servers import (
     VERSION,
@@ -150,7 +150,7 @@ def test_router_lists_and_reaches_the_engine_and_lets_nobody_change_its_list(
     try:
         wait_for_worker(url)
         page = httpx.get(f"http://127.0.0.1:{metrics}/metrics", timeout=10).text
-        assert healthy_workers(page) == {server.url}
+        assert listed_workers(page).healthy == {server.url}
         assert ask(url)["choices"][0]["message"]["content"] == "5"
         for method, path in CONTROL_PLANE:
             answer = httpx.request(method, f"{url}{path}", json={"url": "http://evil"}, timeout=10)

@@ -10,6 +10,7 @@ import yaml
 from assay_operator.api import schema as crds
 from assay_operator.config import OperatorConfig
 from assay_operator.inference.observation import ENGINE_PORT, METRICS_PORT
+from assay_operator.training.jobfile import STATUS_PORT
 from tests.cluster import Cluster
 from tests.cluster.settings import REPOSITORY
 from tests.kube import Json, wait_for
@@ -20,21 +21,33 @@ RELEASE = "chart-test"
 SYSTEM = "chart-test-system"
 WATCHED = "chart-test-watched"
 OTHER = "chart-test-other"
+READ = ("inferenceservices", "verifiedrljobs", "checkpoints", "checkpointgrants")
+"""The custom resources."""
 CHILDREN = (
     "deployments.apps",
+    "statefulsets.apps",
+    "jobs.batch",
     "services",
     "configmaps",
+    "networkpolicies.networking.k8s.io",
     "poddisruptionbudgets.policy",
 )
+CLAIMS = "persistentvolumeclaims"
 WORK = [
-    *((verb, "inferenceservices.assay.dev") for verb in ("get", "list", "watch")),
-    *((verb, "inferenceservices.assay.dev/status") for verb in ("get", "patch")),
+    *((verb, f"{kind}.assay.dev") for kind in READ for verb in ("get", "list", "watch")),
+    *((verb, "checkpoints.assay.dev") for verb in ("create", "patch", "delete")),
+    *(
+        (verb, f"{kind}.assay.dev/status")
+        for kind in ("inferenceservices", "verifiedrljobs", "checkpoints")
+        for verb in ("get", "patch")
+    ),
     *(
         (verb, kind)
         for kind in CHILDREN
         for verb in ("get", "list", "watch", "create", "patch", "delete")
     ),
-    *((verb, "pods") for verb in ("get", "list", "watch", "patch")),
+    *((verb, CLAIMS) for verb in ("get", "list", "watch", "create", "patch")),
+    *((verb, "pods") for verb in ("get", "list", "watch", "patch", "delete")),
     ("create", "events"),
     *((verb, f"leases.coordination.k8s.io/{RELEASE}-assay-operator") for verb in ("list", "watch")),
 ]
@@ -46,8 +59,14 @@ ELECTION = [
 """What it does in its own."""
 FORBIDDEN = [
     *((verb, "secrets") for verb in ("get", "list", "watch", "create")),
-    *((verb, "inferenceservices.assay.dev") for verb in ("create", "update", "patch", "delete")),
-    *((verb, "pods") for verb in ("create", "delete")),
+    *(
+        (verb, f"{kind}.assay.dev")
+        for kind in ("inferenceservices", "verifiedrljobs", "checkpointgrants")
+        for verb in ("create", "update", "patch", "delete")
+    ),
+    ("update", "checkpoints.assay.dev"),
+    ("delete", CLAIMS),
+    ("create", "pods"),
     ("create", "pods/exec"),
     ("get", "pods/proxy"),
     ("create", "serviceaccounts/token"),
@@ -159,11 +178,11 @@ def test_a_namespaced_release_needs_nothing_of_the_whole_cluster(cluster: Cluste
     assert named == ["a", "b", SYSTEM]
 
 
-def test_the_network_policy_lets_engines_and_routers_be_asked(cluster: Cluster) -> None:
+def test_the_network_policy_lets_engines_routers_and_trainers_be_asked(cluster: Cluster) -> None:
     objects = rendered(cluster, {"networkPolicy": {"enabled": True}})
     rules = one(objects, "NetworkPolicy")["spec"]["egress"]
     ports = {port["port"] for rule in rules for port in rule["ports"]}
-    assert {53, 443, 6443, ENGINE_PORT, METRICS_PORT} == ports
+    assert {53, 443, 6443, ENGINE_PORT, METRICS_PORT, STATUS_PORT} == ports
 
 
 @pytest.mark.parametrize(
@@ -258,7 +277,7 @@ def test_the_operator_may_do_its_work_and_nothing_else(cluster: Cluster, rights:
 
 
 @pytest.mark.parametrize("role", ["view", "edit", "admin"])
-def test_people_get_inference_services_with_the_usual_roles(
+def test_people_get_our_kinds_with_the_usual_roles(
     cluster: Cluster, rights: str, role: str
 ) -> None:
     person = f"chart-test-{role}"
@@ -266,15 +285,15 @@ def test_people_get_inference_services_with_the_usual_roles(
         *("-n", OTHER, "create", "rolebinding", person, f"--clusterrole={role}"),
         f"--user={person}",
     )
-    services = "inferenceservices.assay.dev"
-    reads = {(verb, services) for verb in ("get", "list", "watch")}
+    kinds = [f"{kind}.assay.dev" for kind in READ]
+    reads = {(verb, kind) for kind in kinds for verb in ("get", "list", "watch")}
     writes = {
-        *((verb, services) for verb in ("create", "update", "patch", "delete")),
-        ("patch", f"{services}/scale"),
+        *((verb, kind) for kind in kinds for verb in ("create", "update", "patch", "delete")),
+        ("patch", "inferenceservices.assay.dev/scale"),
     }
-    status = ("patch", f"{services}/status")
+    statuses = {("patch", f"{kind}/status") for kind in kinds}
     expected = reads if role == "view" else reads | writes
-    every = {*reads, *writes, status}
+    every = {*reads, *writes, *statuses}
     try:
         # The roles are put together by a controller, a moment after ours were made.
         wait_for(

@@ -270,6 +270,34 @@ def test_a_pin_holds_also_when_the_trainer_ends_while_it_deletes(tmp_path: Path)
     assert verify(first.path) == []
 
 
+def test_pins_may_lie_beside_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASSAY_PINS", str(tmp_path / "beside"))
+    with opened(tmp_path / "run", keep=1) as run:
+        saved = [save(run, step) for step in (20, 40, 60)]
+        (tmp_path / "beside").mkdir()
+        (tmp_path / "beside" / saved[0].manifest.digest).touch()
+        assert run.prune() == [saved[1].path]
+
+
+def test_what_there_is_is_told_with_all_that_a_manifest_says_of_it(tmp_path: Path) -> None:
+    with opened(tmp_path) as run:
+        first, second = save(run, 20), save(run, 40, score=0.5)
+        told = run.kept()
+    assert [each["path"] for each in told] == [str(second.path), str(first.path)]
+    newest = second.manifest
+    assert told[0] == {
+        "step": 40,
+        "path": str(second.path),
+        "digest": newest.digest,
+        "version": "1.40",
+        "parent": first.manifest.digest,
+        "score": 0.5,
+        "verified": newest.verified,
+        "evaluation": newest.evaluation,
+        "time": newest.time,
+    }
+
+
 def test_pruning_never_deletes_what_it_cannot_judge(tmp_path: Path) -> None:
     with opened(tmp_path, keep=1) as run:
         best = save(run, 20, score=0.9).path

@@ -85,6 +85,7 @@ def test_status_tells_where_the_run_is_as_json_without_nan() -> None:
         alarms=(COLLAPSED,),
         engines=(Engine("http://a:1", False, "1.11", "did not answer"),),
         checkpoints=({"step": 10, "score": 0.5, "verified": False},),
+        doubts=("evaluation: there is none",),
     )
     clock.now += 3
     with serving(status) as client:
@@ -115,6 +116,7 @@ def test_status_tells_where_the_run_is_as_json_without_nan() -> None:
             "remedy": "Set algorithm.entropy",
         }
     ]
+    assert told["doubts"] == ["evaluation: there is none"]
     assert told["message"] == "two engines are asked"
     assert told["metrics"]["loss"] is None
 

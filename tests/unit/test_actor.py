@@ -13,11 +13,11 @@ from assay_operator import actor as module
 from assay_operator.actor import Actors, backoff, debounce
 from assay_operator.cluster.apply import Outcome
 from assay_operator.cluster.client import ApiError
+from assay_operator.cluster.topics import Topic
 from assay_operator.cluster.view import Key, View
-from assay_operator.config import OperatorConfig
-from assay_operator.inference.observation import Observation
 from assay_operator.plan import Json, Plan
 from assay_operator.reconciler import Reconciler, with_condition
+from assay_operator.reconcilers.shell import Decide
 
 A, B = Key("inferenceservice", "team", "a"), Key("inferenceservice", "team", "b")
 NOW = datetime.fromisoformat("2026-11-24T12:00:00+00:00")
@@ -212,53 +212,40 @@ class FakeApplier:
         self.statuses.append(status)
 
 
-class FakeSGLang:
-    async def probes(self, engines: list[Json]) -> Json:
-        return {pod["metadata"]["uid"]: "asked" for pod in engines}
+class FakeKind:
+    """Plans that say how often the object was planned for, and looks that are counted."""
 
-    async def listings(self, routers: list[Json]) -> Json:
-        return {pod["metadata"]["uid"]: "listed" for pod in routers}
+    def __init__(self) -> None:
+        self.looks = self.rounds = 0
+
+    async def look(self, key: Key, owner: Json) -> Decide:
+        self.looks += 1
+        return self.decide
+
+    def decide(self, owner: Json, now: datetime) -> Plan:
+        self.rounds += 1
+        return Plan(status={"round": self.rounds}, next_look=30.0)
 
 
 class TestPass:
     def reconciler(self, applier: FakeApplier, *items: Json) -> Reconciler:
-        self.seen: list[Observation] = []
-        view = View()
+        self.kind = FakeKind()
+        self.view = View()
         for item in items:
-            view.put(item)
-        parts: Any = (view, applier, FakeSGLang())
-        return Reconciler(*parts, OperatorConfig(), self.planner)
+            self.view.put(item)
+        fake: Any = applier
+        return Reconciler(self.view, fake, {"inferenceservice": self.kind})
 
-    def planner(self, observation: Observation, config: OperatorConfig, now: datetime) -> Plan:
-        self.seen.append(observation)
-        return Plan(status={"round": len(self.seen)}, next_look=30.0)
+    async def test_what_takes_time_is_asked_once_however_often_is_planned(self) -> None:
+        applier = FakeApplier(Outcome(changed=True))
+        assert await self.reconciler(applier, an_object())(A) == 30.0
+        assert (self.kind.looks, self.kind.rounds) == (1, 2)
 
-    @staticmethod
-    def pod(name: str, component: str, ready: str = "True") -> Json:
-        labels = {
-            "assay.dev/owner": "inferenceservice.a",
-            "app.kubernetes.io/component": component,
-        }
-        return {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {"name": name, "namespace": "team", "uid": name, "labels": labels},
-            "status": {"conditions": [{"type": "Ready", "status": ready}]},
-        }
-
-    async def test_ready_pods_are_asked_and_all_are_seen(self) -> None:
-        reconcile = self.reconciler(
-            FakeApplier(),
-            an_object(),
-            self.pod("e1", "engine"),
-            self.pod("e2", "engine", ready="False"),
-            self.pod("r1", "router"),
-        )
-        assert await reconcile(A) == 30.0
-        [seen] = self.seen
-        assert [pod["metadata"]["name"] for pod in seen.engines] == ["e1", "e2"]
-        assert set(seen.probes) == {"e1"}
-        assert set(seen.listings) == {"r1"}
+    async def test_a_kind_without_work_has_no_passes(self) -> None:
+        grant = an_object() | {"kind": "CheckpointGrant"}
+        reconcile = self.reconciler(FakeApplier(), grant)
+        assert await reconcile(Key("checkpointgrant", "team", "a")) is None
+        assert self.kind.looks == 0
 
     async def test_a_status_is_told_once_after_the_world_settled(self) -> None:
         applier = FakeApplier(Outcome(changed=True))
@@ -284,8 +271,14 @@ class TestPass:
 
     async def test_an_object_that_is_gone_ends_its_actor(self) -> None:
         applier = FakeApplier()
-        assert await self.reconciler(applier)(A) is None
+        reconcile = self.reconciler(applier)
+        self.view.watch(A, [Topic("Checkpoint", "team")])
+        assert await reconcile(A) is None
         assert applier.forgotten == [A]
+        woken: list[Key] = []
+        self.view.wake = woken.append
+        self.view.put(an_object(name="c") | {"kind": "Checkpoint"})
+        assert woken == [Key("checkpoint", "team", "c")], "and nothing wakes it any more"
 
     async def test_an_object_on_its_way_out_is_left_alone(self) -> None:
         applier = FakeApplier()

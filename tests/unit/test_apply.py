@@ -20,7 +20,17 @@ from assay_operator.cluster.due import (
     without_nulls,
 )
 from assay_operator.cluster.view import Key, View
-from assay_operator.plan import Annotate, Event, Json, Plan, Ref
+from assay_operator.plan import (
+    Annotate,
+    Event,
+    Json,
+    Load,
+    Pause,
+    Plan,
+    Ref,
+    Restart,
+    Resume,
+)
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
 KEY = Key("inferenceservice", "team", "solver")
@@ -50,10 +60,29 @@ def deployment(replicas: int = 1) -> Json:
     }
 
 
+def claim(kept: bool = True, **labels: str) -> Json:
+    labels |= {"assay.dev/keep": "true"} if kept else {}
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "solver-checkpoints", "labels": labels},
+    }
+
+
+def checkpoint(name: str = "solver-1-20", digest: str = "sha256:aa") -> Json:
+    return {
+        "apiVersion": "assay.dev/v1alpha1",
+        "kind": "Checkpoint",
+        "metadata": {"name": name, "labels": {"assay.dev/keep": "true"}},
+        "spec": {"digest": digest},
+    }
+
+
 class FakeClient:
     """An API server in memory: versions, generations, conflicts and refusals."""
 
     def __init__(self) -> None:
+        self.leads = True
         self.objects: dict[tuple[str, str], Json] = {}
         self.writes: list[str] = []
         self.refuse: dict[str, ApiError] = {}
@@ -65,6 +94,9 @@ class FakeClient:
         stored["metadata"] |= {"namespace": "team", "uid": f"uid-{item['metadata']['name']}"}
         stored["metadata"] |= metadata
         return self._store(stored)
+
+    def may_write(self) -> bool:
+        return self.leads
 
     async def apply(self, item: Json, sub: str | None = None, force: bool = True) -> Json:
         name = item["metadata"]["name"]
@@ -80,6 +112,8 @@ class FakeClient:
         return there if merged == there and there else self._store(merged)
 
     async def get(self, kind: str, namespace: str, name: str) -> Json:
+        if (kind, name) not in self.objects:
+            raise ApiError(404, "NotFound", f"{name} not found")
         return copy.deepcopy(self.objects[kind, name])
 
     async def delete(self, item: Json) -> None:
@@ -118,6 +152,26 @@ class FakeClient:
         return copy.deepcopy(stored)
 
 
+class FakeEngines:
+    """Writes down what it is asked for."""
+
+    def __init__(self, writes: list[str]) -> None:
+        self.writes = writes
+
+    def load(self, pod: Json, action: Load) -> None:
+        self.writes.append(f"load {action.version} into {pod['metadata']['name']}")
+
+    async def pause(self, pod: Json) -> None:
+        self.writes.append(f"pause {pod['metadata']['name']}")
+
+    async def resume(self, pod: Json) -> None:
+        self.writes.append(f"resume {pod['metadata']['name']}")
+
+
+def made(client: FakeClient, view: View) -> Applier:
+    return Applier(client, view, FakeEngines(client.writes))  # type: ignore[arg-type]
+
+
 @pytest.fixture
 def client() -> FakeClient:
     return FakeClient()
@@ -132,7 +186,7 @@ def view() -> View:
 
 @pytest.fixture
 def applier(client: FakeClient, view: View) -> Applier:
-    return Applier(client, view)  # type: ignore[arg-type]
+    return made(client, view)
 
 
 async def carry_out(applier: Applier, *objects: Json, **more: Any) -> bool:
@@ -208,7 +262,7 @@ class TestChildren:
     ) -> None:
         await carry_out(applier, config_map())
         before = client.objects["ConfigMap", "a"]["metadata"]["resourceVersion"]
-        second = Applier(client, view)  # type: ignore[arg-type]
+        second = made(client, view)
         assert not await carry_out(second, config_map())
         assert not await carry_out(second, config_map())
         assert client.writes == ["apply ConfigMap/a"] * 2
@@ -235,6 +289,14 @@ class TestChildren:
         assert client.writes[-2:] == ["apply ConfigMap/a", "merge ConfigMap/a"]
         assert client.objects["ConfigMap", "a"]["data"] == {"k": "v2"}
 
+    async def test_a_job_is_made_once_though_a_new_release_would_make_another(
+        self, applier: Applier, client: FakeClient, view: View
+    ) -> None:
+        job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "j"}, "spec": {"a": 1}}
+        await carry_out(applier, job)
+        assert not await carry_out(made(client, view), job | {"spec": {"a": 2}})
+        assert client.writes == ["apply Job/j"]
+
     async def test_what_the_plan_does_not_name_is_deleted(
         self, applier: Applier, client: FakeClient
     ) -> None:
@@ -257,7 +319,17 @@ class TestChildren:
         client.foreign(config_map(k="theirs"))
         assert await carry_out(applier, config_map(k="ours"))
         assert client.objects["ConfigMap", "a"]["data"] == {"k": "theirs"}
-        assert "is not Assay's" in applier.rejections(KEY)[Ref("ConfigMap", "a")]
+        assert "is not this object's" in applier.rejections(KEY)[Ref("ConfigMap", "a")]
+
+    async def test_the_child_of_another_object_of_ours_is_not_taken(
+        self, applier: Applier, client: FakeClient, view: View
+    ) -> None:
+        """Both have one field manager, so the API server would let each take it from the other."""
+        other = {**OWNER, "metadata": {**OWNER["metadata"], "name": "other", "uid": "other-uid"}}
+        view.put(client.foreign(owned(config_map(k="theirs"), other)))
+        await carry_out(applier, config_map(k="theirs"))
+        assert client.writes == []
+        assert "is not this object's" in applier.rejections(KEY)[Ref("ConfigMap", "a")]
 
     async def test_what_is_ours_is_taken_though_the_view_did_not_know_it(
         self, applier: Applier, client: FakeClient
@@ -265,6 +337,95 @@ class TestChildren:
         client.foreign(owned(config_map(k="older"), OWNER))
         await carry_out(applier, config_map(k="ours"))
         assert client.objects["ConfigMap", "a"]["data"] == {"k": "ours"}
+
+
+class TestWhatOutlivesItsOwner:
+    """Claims and Checkpoints hold what cannot be made again."""
+
+    async def test_it_has_the_label_and_no_reference(
+        self, applier: Applier, client: FakeClient
+    ) -> None:
+        await carry_out(applier, claim())
+        assert not await carry_out(applier, claim())
+        metadata = client.objects["PersistentVolumeClaim", "solver-checkpoints"]["metadata"]
+        assert metadata["labels"]["assay.dev/owner"] == "inferenceservice.solver"
+        assert "ownerReferences" not in metadata
+        assert client.writes == ["apply PersistentVolumeClaim/solver-checkpoints"]
+
+    async def test_no_plan_prunes_it(self, applier: Applier, client: FakeClient) -> None:
+        keeps = config_map("b")
+        keeps["metadata"]["labels"] = {"assay.dev/keep": "true"}
+        await carry_out(applier, claim(), checkpoint(), keeps)
+        assert not await carry_out(applier)
+        assert len(client.objects) == 3
+
+    async def test_a_claim_that_goes_with_its_owner_is_not_pruned_either(
+        self, applier: Applier, client: FakeClient
+    ) -> None:
+        await carry_out(applier, claim(kept=False))
+        [stored] = client.objects.values()
+        assert stored["metadata"]["ownerReferences"][0]["uid"] == "owner-uid"
+        assert not await carry_out(applier)
+        assert client.objects
+
+    @pytest.mark.parametrize("item", [claim(), claim(kept=False), checkpoint()])
+    async def test_somebody_elses_is_not_taken_even_if_it_is_the_same(
+        self, applier: Applier, client: FakeClient, item: Json
+    ) -> None:
+        theirs = copy.deepcopy(item)
+        theirs["metadata"]["labels"] = {}
+        client.foreign(theirs)
+        await carry_out(applier, item)
+        assert client.writes == []
+        [message] = applier.rejections(KEY).values()
+        assert "is not this object's" in message
+
+    async def test_an_owner_that_is_made_anew_goes_on_with_it(
+        self, applier: Applier, client: FakeClient
+    ) -> None:
+        client.foreign(owned(claim(), {**OWNER, "metadata": {**OWNER["metadata"], "uid": "past"}}))
+        await carry_out(applier, claim(size="more"))
+        assert applier.rejections(KEY) == {}
+        assert client.writes == ["apply PersistentVolumeClaim/solver-checkpoints"]
+
+    async def test_what_shall_go_with_the_owner_after_all_gets_its_reference(
+        self, applier: Applier, client: FakeClient
+    ) -> None:
+        await carry_out(applier, claim())
+        await carry_out(applier, claim(kept=False))
+        [stored] = client.objects.values()
+        assert stored["metadata"]["ownerReferences"][0]["uid"] == "owner-uid"
+
+    async def test_a_custom_resource_goes_when_the_plan_names_it(
+        self, applier: Applier, client: FakeClient, view: View
+    ) -> None:
+        await carry_out(applier, checkpoint("old"), checkpoint("new"))
+        gone = (Ref("Checkpoint", "old"), Ref("Checkpoint", "never-was"))
+        assert await carry_out(applier, checkpoint("new"), delete=gone)
+        assert set(client.objects) == {("Checkpoint", "new")}
+        assert not await carry_out(applier, checkpoint("new"), delete=gone)
+
+    async def test_it_goes_though_something_else_is_refused(
+        self, applier: Applier, client: FakeClient
+    ) -> None:
+        await carry_out(applier, checkpoint("old"))
+        client.refuse["a"] = ApiError(422, "Invalid", "no")
+        await carry_out(applier, config_map("a"), delete=(Ref("Checkpoint", "old"),))
+        assert client.objects == {}
+
+    async def test_one_of_somebody_elses_stays_though_a_plan_names_it(
+        self, applier: Applier, client: FakeClient, view: View
+    ) -> None:
+        theirs = checkpoint("theirs")
+        view.put(client.foreign(theirs))
+        await carry_out(applier, delete=(Ref("Checkpoint", "theirs"),))
+        assert client.writes == []
+
+    async def test_making_one_wakes_its_own_actor(self, applier: Applier, view: View) -> None:
+        woken: list[Key] = []
+        view.wake = woken.append
+        await carry_out(applier, config_map(), checkpoint())
+        assert woken == [Key("checkpoint", "team", "solver-1-20")]
 
 
 class TestRefusals:
@@ -334,7 +495,7 @@ class TestTelling:
     ) -> None:
         told = Plan(events=(Event("Ready", "it answers"),))
         await applier.tell(KEY, OWNER, told, NOW)
-        await Applier(client, view).tell(KEY, OWNER, told, NOW)  # type: ignore[arg-type]
+        await made(client, view).tell(KEY, OWNER, told, NOW)
         assert len([kind for kind, _ in client.objects if kind == "Event"]) == 1
 
     def test_the_same_event_after_another_status_is_told_again(self) -> None:
@@ -353,3 +514,67 @@ class TestTelling:
         await applier.tell(KEY, OWNER, nudge, NOW)
         assert client.writes == ["annotate Pod/p"]
         await applier.tell(KEY, OWNER, Plan(actions=(Annotate("gone", "k", "v"),)), NOW)
+
+
+class TestEngineActions:
+    """What changes engines is done once the status says so."""
+
+    ACTIONS = (Pause("p"), Load("p", "/models/b", "v2"), Resume("p"), Restart("q"))
+
+    @pytest.fixture(autouse=True)
+    def pods(self, client: FakeClient, view: View) -> None:
+        for name in ("p", "q"):
+            pod: Json = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}}
+            view.put(client.foreign(owned(pod, OWNER)))
+        client.foreign(OWNER, uid="owner-uid")
+
+    async def test_they_come_in_order_and_after_the_status(
+        self, applier: Applier, client: FakeClient
+    ) -> None:
+        nudge = Annotate("p", "assay.dev/workers", "x")
+        made = Plan(status={"replicas": 1}, actions=(*self.ACTIONS, nudge))
+        await applier.tell(KEY, OWNER, made, NOW)
+        assert client.writes == [
+            *("annotate Pod/p", "apply InferenceService/solver/status"),
+            *("pause p", "load v2 into p", "resume p", "delete Pod/q"),
+        ]
+
+    async def test_they_wait_for_a_status_that_could_not_be_written(
+        self, applier: Applier, client: FakeClient
+    ) -> None:
+        client.refuse["solver"] = ApiError(503, "ServiceUnavailable", "later")
+        with pytest.raises(ApiError):
+            await applier.tell(KEY, OWNER, Plan(status={"replicas": 1}, actions=self.ACTIONS), NOW)
+        client.refuse["solver"] = ApiError(404, "NotFound", "gone")
+        await applier.tell(KEY, OWNER, Plan(status={"replicas": 1}, actions=self.ACTIONS), NOW)
+        assert set(client.writes) == {"apply InferenceService/solver/status"}
+
+    async def test_a_status_that_stands_is_not_written_again_for_them(
+        self, applier: Applier, client: FakeClient
+    ) -> None:
+        await applier.tell(KEY, OWNER, Plan(actions=(Pause("p"),)), NOW)
+        assert client.writes == ["pause p"]
+
+    async def test_a_process_that_does_not_lead_any_more_touches_no_engine(
+        self, applier: Applier, client: FakeClient
+    ) -> None:
+        client.leads = False
+        for action in self.ACTIONS:
+            with pytest.raises(ApiError, match="lease"):
+                await applier.tell(KEY, OWNER, Plan(actions=(action,)), NOW)
+        assert client.writes == []
+
+    async def test_a_pod_on_its_way_out_is_not_deleted_again(
+        self, applier: Applier, client: FakeClient, view: View
+    ) -> None:
+        going = copy.deepcopy(client.objects["Pod", "q"])
+        going["metadata"]["deletionTimestamp"] = "2026-11-24T00:00:00Z"
+        view.put(client.foreign(going, uid="uid-q"))
+        await applier.tell(KEY, OWNER, Plan(actions=(Restart("q"),)), NOW)
+        assert client.writes == []
+
+    async def test_a_pod_that_is_gone_is_no_error(
+        self, applier: Applier, client: FakeClient
+    ) -> None:
+        await applier.tell(KEY, OWNER, Plan(actions=(Restart("gone"), Pause("gone"))), NOW)
+        assert client.writes == []

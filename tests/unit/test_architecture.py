@@ -14,13 +14,17 @@ REPOSITORY = Path(__file__).parents[2]
 PACKAGE = REPOSITORY / "operator" / "assay_operator"
 VERIFIERS = REPOSITORY / "trainer" / "assay_verifiers"
 TRAINER = REPOSITORY / "trainer" / "assay_trainer"
-PARTS = ("api", "inference", "cluster", "sglang", "handlers")
+PURE = ("api", "inference", "training", "checkpoints")
+PARTS = (*PURE, "cluster", "sglang", "handlers", "reconcilers")
 ALLOWED: dict[str, set[str]] = {
     "api": set(),
     "inference": {"api"},
+    "training": {"api", "inference"},
+    "checkpoints": {"api", "inference"},
     "cluster": {"api"},
     "sglang": {"api", "inference", "cluster"},
-    "handlers": {"api", "inference", "cluster", "sglang"},
+    "handlers": {*PURE, "cluster", "sglang"},
+    "reconcilers": {*PURE, "cluster", "sglang"},
 }
 HEAVY = {"torch", "sglang", "transformers", "triton", "assay_trainer", "assay_kernels"}
 
@@ -59,7 +63,7 @@ def test_only_handlers_know_kopf() -> None:
             assert "kopf" not in {name.split(".")[0] for name in imports(path)}, path.name
 
 
-@pytest.mark.parametrize("part", ["api", "inference"])
+@pytest.mark.parametrize("part", PURE)
 def test_the_core_is_pure(part: str) -> None:
     """No network, no clock, no event loop where decisions are made."""
     shell = {"aiohttp", "asyncio", "kubernetes", "kopf", "socket", "time", "random", "subprocess"}
@@ -118,7 +122,10 @@ def test_a_job_file_is_read_without_torch() -> None:
 
 def test_a_job_is_checked_and_checkpoints_are_listed_without_torch() -> None:
     """All that the command line imports before it trains, as the interpreter sees it."""
-    parts = ("settings", "job", "check", "manifest", "inventory", "storage", "cli")
+    parts = (
+        *("settings", "job", "check", "manifest", "inventory", "storage", "cli"),
+        *("inspection", "lastwords", "likeness", "tensorfiles"),
+    )
     code = f"""import sys, assay_trainer.cli
 missing = {{f"assay_trainer.{{part}}" for part in {parts!r}}} - {{*sys.modules}}
 heavy = {{"torch", "numpy", "transformers", "safetensors", "matplotlib"}} & {{*sys.modules}}
@@ -176,7 +183,9 @@ def test_what_asks_judges_and_watches_handles_no_tensors(part: str) -> None:
     assert "torch" not in roots(TRAINER / f"{part}.py")
 
 
-@pytest.mark.parametrize("part", ["batch", "manifest", "schedule", "watch"])
+@pytest.mark.parametrize(
+    "part", ["batch", "likeness", "manifest", "schedule", "tensorfiles", "watch"]
+)
 def test_what_the_trainer_decides_from_plain_data_is_pure(part: str) -> None:
     shell = {"asyncio", "httpx", "os", "pathlib", "random", "subprocess", "threading", "time"}
     assert not shell & roots(TRAINER / f"{part}.py")

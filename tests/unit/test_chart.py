@@ -13,6 +13,8 @@ import pytest
 import yaml
 
 from assay_operator.api import schema as crds
+from assay_operator.cluster.audit import ACTING, CHILDREN, OWNERS
+from assay_operator.cluster.client import KINDS
 from assay_operator.config import OperatorConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,7 +112,7 @@ def test_the_configuration_in_the_values_is_the_operators_default() -> None:
 def test_the_schema_knows_every_field_of_the_configuration() -> None:
     ours = SCHEMA["properties"]["config"]["properties"]
     assert set(ours) == set(OperatorConfig.model_fields)
-    for part in ("engine", "router"):
+    for part in ("engine", "router", "verifier", "trainer"):
         model = OperatorConfig.model_fields[part].annotation
         assert model is not None
         assert set(ours[part]["properties"]) == set(model.model_fields)  # type: ignore[attr-defined]
@@ -131,6 +133,53 @@ def test_the_operators_rights_name_what_they_are_for() -> None:
         assert "secrets" not in rule
         assert "pods/exec" not in rule and "pods/proxy" not in rule
         assert "escalate" not in rule and "impersonate" not in rule
+
+
+def granted() -> dict[str, set[str]]:
+    """What the operator may do in the namespaces that it watches: RESOURCE.GROUP -> verbs."""
+    text = (CHART / "templates" / "_helpers.tpl").read_text()
+    rules = text.partition('define "assay.rules" -}}')[2].partition("{{- end -}}")[0]
+    plain = re.sub(r"\{\{.*?\}\}", "name", rules)
+    found: dict[str, set[str]] = {}
+    for rule in yaml.safe_load(plain):
+        for group in rule["apiGroups"]:
+            for resource in rule["resources"]:
+                name = f"{resource}.{group}".rstrip(".")
+                found.setdefault(name, set()).update(rule["verbs"])
+    return found
+
+
+def resource_of(kind: str) -> str:
+    return f"{KINDS[kind].plural}.{KINDS[kind].group}".rstrip(".")
+
+
+def test_the_operator_may_watch_all_that_it_watches() -> None:
+    rights = granted()
+    for kind in (*OWNERS, *CHILDREN):
+        assert {"get", "list", "watch"} <= rights[resource_of(kind)], kind
+
+
+def test_the_operator_may_write_its_children_and_no_spec_of_a_user() -> None:
+    rights = granted()
+    for kind in set(CHILDREN) - {"Pod"}:
+        assert {"create", "patch"} <= rights[resource_of(kind)], kind
+    for kind in ACTING:
+        assert rights[f"{KINDS[kind].plural}/status.{KINDS[kind].group}"] == {"get", "patch"}, kind
+    writing = {"create", "update", "patch", "delete"}
+    users = ("InferenceService", "VerifiedRLJob", "CheckpointGrant")
+    assert not any(writing & rights[resource_of(kind)] for kind in users)
+
+
+def test_what_cannot_be_made_again_is_never_the_operators_to_delete() -> None:
+    rights = granted()
+    assert "delete" not in rights["persistentvolumeclaims"]
+    assert not any("deletecollection" in verbs for verbs in rights.values())
+
+
+def test_people_may_see_and_change_every_kind() -> None:
+    text = (CHART / "templates" / "rbac.yaml").read_text()
+    for kind in crds.KINDS:
+        assert text.count(f"{kind.plural}") >= 2, f"{kind.name} is in no role for people"
 
 
 def test_every_value_is_read_by_a_template() -> None:

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from assay_operator.__main__ import main
+from assay_operator.cluster.audit import CHILDREN, OWNERS
 from assay_operator.runtime import Options
 
 SERVICE = """
@@ -24,6 +25,26 @@ kind: ConfigMap
 metadata: {name: bystander}
 """
 
+LOOP = """
+---
+apiVersion: assay.dev/v1alpha1
+kind: VerifiedRLJob
+metadata: {name: solver-rl, namespace: team}
+spec:
+  model: {source: "pvc://models/solver"}
+  data: {source: "reasoning-gym://number_sorting?seed=7"}
+  rollout: {engine: {accelerator: cpu}}
+  trainer: {accelerator: cpu, steps: 40}
+  checkpoint: {storage: {size: 1Gi}}
+---
+apiVersion: assay.dev/v1alpha1
+kind: Checkpoint
+metadata: {name: mine, namespace: team}
+spec:
+  source: "pvc://models/mine"
+  evaluation: {suite: {configMap: heldout}, minScore: 0.5, engine: {accelerator: cpu}}
+"""
+
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
@@ -35,8 +56,8 @@ def file(tmp_path: Path) -> Path:
 class TestCrds:
     def test_they_are_printed(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["crds"]) == 0
-        [crd] = yaml.safe_load_all(capsys.readouterr().out)
-        assert crd["metadata"]["name"] == "inferenceservices.assay.dev"
+        crds = list(yaml.safe_load_all(capsys.readouterr().out))
+        assert [crd["spec"]["names"]["kind"] for crd in crds] == list(OWNERS)
 
     def test_what_was_written_passes_the_check(self, tmp_path: Path) -> None:
         assert main(["crds", "--out", str(tmp_path / "crds")]) == 0
@@ -46,7 +67,7 @@ class TestCrds:
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         main(["crds", "--out", str(tmp_path)])
-        [written] = tmp_path.iterdir()
+        written = tmp_path / "assay.dev_inferenceservices.yaml"
         written.write_text(written.read_text() + "# edited\n")
         assert main(["crds", "--check", str(tmp_path)]) == 1
         assert written.name in capsys.readouterr().err
@@ -81,7 +102,28 @@ class TestPlan:
     ) -> None:
         file.write_text("kind: ConfigMap\n")
         assert main(["plan", str(file)]) == 1
-        assert "no InferenceService" in capsys.readouterr().err
+        assert "no InferenceService or VerifiedRLJob" in capsys.readouterr().err
+
+    def test_every_kind_is_planned(self, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        file.write_text(SERVICE + LOOP)
+        assert main(["plan", str(file)]) == 0
+        owners = {
+            item["metadata"]["labels"]["assay.dev/owner"]
+            for item in yaml.safe_load_all(capsys.readouterr().out)
+        }
+        assert owners == {"inferenceservice.solver", "verifiedrljob.solver-rl", "checkpoint.mine"}
+
+    def test_a_kind_that_has_no_children_is_checked_all_the_same(
+        self, file: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        grant = {"apiVersion": "assay.dev/v1alpha1", "kind": "CheckpointGrant"}
+        grant |= {"metadata": {"name": "g"}, "spec": {"from": [{"namespace": "team-b"}]}}
+        file.write_text(yaml.safe_dump(grant))
+        assert main(["plan", str(file)]) == 0
+        assert capsys.readouterr().out == ""
+        file.write_text(yaml.safe_dump(grant | {"spec": {"from": []}}))
+        assert main(["plan", str(file)]) == 1
+        assert "g: spec.from: " in capsys.readouterr().err
 
     def test_a_file_that_is_not_there(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["plan", "nowhere.yaml"]) == 1
@@ -138,4 +180,5 @@ def test_the_watches_write_nothing() -> None:
     registry = watching.registry(lambda *_: None, asyncio.Future, with_lease=True)  # type: ignore[arg-type]
     assert not registry._changing.get_all_handlers()
     assert not registry._spawning.get_all_handlers()
-    assert len(registry._watching.get_all_handlers()) == 7
+    kinds = {handler.id for handler in registry._watching.get_all_handlers()}
+    assert kinds == {f"see-{kind}" for kind in (*OWNERS, *CHILDREN, "Lease")}

@@ -88,7 +88,7 @@ class TestTakingInAList:
 
     def test_our_own_writes_prove_nothing_about_the_watch(self) -> None:
         view = View()
-        view.put(config_map("a", 5), quiet=True)
+        view.put(config_map("a", 5), by=KEY)
         suspicion = take_in(view, "ConfigMap", [config_map("a", 5)], view.known("ConfigMap"))
         assert len(missed(view, suspicion)) == 1
 

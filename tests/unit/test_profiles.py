@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 
-from assay_operator.api.inference_service import Accelerator, Parallelism, Profile, Tuning
+from assay_operator.api.engine import Accelerator, Parallelism, Profile, Tuning
 from assay_operator.api.reserved import RESERVED_ARGUMENTS, reserved_argument
 from assay_operator.inference.profiles import (
     EngineProfile,

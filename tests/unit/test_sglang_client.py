@@ -14,7 +14,9 @@ from assay_operator.cluster.client import ApiError
 from assay_operator.inference.observation import Probe
 from assay_operator.plan import Json
 from assay_operator.sglang import client as module
-from assay_operator.sglang.client import ApiServerReach, PodReach, ProbeError, Question, SGLang
+from assay_operator.sglang import reach as ways
+from assay_operator.sglang.client import Listing, SGLang
+from assay_operator.sglang.reach import ApiServerReach, PodReach, ProbeError, Question
 
 ROUTER_METRICS = """\
 # HELP smg_router_requests_total Requests
@@ -68,7 +70,7 @@ async def server() -> AsyncIterator[Server]:
 
 @pytest.fixture
 async def sglang(server: Server, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SGLang]:
-    for name in ("_MODEL_INFO", "_GENERATION", "_LIVING", "_HEALTH"):
+    for name in ("MODEL_INFO", "_MODEL_INFO_SOON", "_GENERATION", "_LIVING", "_HEALTH"):
         question = getattr(module, name)
         moved = replace(question, port=server.port, seconds=0.3)
         monkeypatch.setattr(module, name, moved)
@@ -121,6 +123,15 @@ class TestEngines:
         server.answers["/model_info"] = {"weight_version": "v2"}
         assert (await sglang.probe(pod(restarts=1))).version == "v2"
         assert server.asked.count("POST /generate") == 3
+
+    async def test_a_busy_one_is_asked_for_its_version_only(
+        self, sglang: SGLang, server: Server
+    ) -> None:
+        assert (await sglang.probes([pod()], {"one"}))["one"] == Probe("v1", generated=False)
+        assert await sglang.probe(pod()) == Probe("v1", generated=True)
+        server.asked.clear()
+        assert (await sglang.probes([pod()], {"one"}))["one"] == Probe("v1", generated=True)
+        assert server.asked == ["GET /model_info"]
 
     async def test_one_that_cannot_generate_is_asked_again(
         self, sglang: SGLang, server: Server
@@ -203,17 +214,22 @@ class TestEngines:
         async def never(*_: object) -> Any:
             raise TimeoutError
 
-        monkeypatch.setattr(module, "_bounded", never)
+        monkeypatch.setattr(ways, "_bounded", never)
         assert (await sglang.probe(pod())).error == "/model_info: no answer within 0.3 s"
 
 
 class TestRouters:
-    async def test_healthy_workers_are_listed(self, sglang: SGLang) -> None:
-        assert await sglang.listing(pod()) == {"http://10.0.0.1:30000", "http://10.0.0.2:30000"}
+    async def test_healthy_workers_are_told_from_those_that_are_merely_known(
+        self, sglang: SGLang
+    ) -> None:
+        healthy = {"http://10.0.0.1:30000", "http://10.0.0.2:30000"}
+        found = await sglang.listing(pod())
+        assert found is not None and found.healthy == healthy
+        assert found.known == healthy | {"http://10.0.0.3:30000"}
 
     async def test_none_is_not_the_same_as_no_answer(self, sglang: SGLang, server: Server) -> None:
         server.answers["/metrics"] = web.Response(text="smg_router_requests_total 0\n")
-        assert await sglang.listing(pod()) == frozenset()
+        assert await sglang.listing(pod()) == Listing(frozenset(), frozenset())
         server.answers["/metrics"] = web.Response(status=503)
         assert await sglang.listing(pod()) is None
 
@@ -231,7 +247,7 @@ class TestRouters:
 
 class TestReach:
     async def test_absurdly_long_answers_are_not_kept(self, sglang: SGLang, server: Server) -> None:
-        server.answers["/model_info"] = web.Response(body=b" " * (module._LARGEST_ANSWER + 1))
+        server.answers["/model_info"] = web.Response(body=b" " * (ways._LARGEST_ANSWER + 1))
         assert "longer than" in ((await sglang.probe(pod())).error or "")
 
     async def test_text_that_is_not_json(self, sglang: SGLang, server: Server) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from assay_operator.inference.objects import VERSION_ANNOTATION, Identity, parse_source
 from assay_operator.inference.observation import ROUTER_PORT, Observation, Probe, engine_url
+from assay_operator.plan import Ref
 
 Json = dict[str, Any]
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
@@ -77,12 +79,19 @@ def set_container(item: Json, **fields: Any) -> Json:
 GOOD = Probe(version=VERSION, generated=True)
 
 
+def pointer() -> dict[Ref, Json]:
+    """The checkpoint pointer that the engines started with."""
+    named = json.dumps({"path": parse_source(SOURCE).path, "version": VERSION})
+    return {Ref("ConfigMap", IDENTITY.pointer): {"data": {"pointer.json": named}}}
+
+
 def serving(*engines: Json, spec: Json | None = None, **more: Any) -> Observation:
     """A world in which all ready engines are proven and the only router lists them."""
     gate = router()
     ready = [item for item in engines if item["status"]["conditions"][0]["status"] == "True"]
     fields: Json = {
         "service": service({"replicas": len(engines), **(spec or {})}),
+        "children": pointer(),
         "engines": tuple(engines),
         "routers": (gate,),
         "probes": {item["metadata"]["uid"]: GOOD for item in ready},

@@ -435,10 +435,14 @@ def test_the_summary_is_valid_and_under_4_kb_whatever_the_names_are(
     candidate = serve(right_below(0), weights="\U0001f4a9" * 3000)
     told = tmp_path / "termination-log"
     told.write_text("what stood there before, and is longer" * 200)
-    assert gate(candidate, serve(right_below(100)), "--summary", str(told)) == 1
+    digest = f"sha256:{'5f' * 32}"
+    incumbent = serve(right_below(100), weights=digest)
+    assert gate(candidate, incumbent, "--summary", str(told)) == 1
     content = told.read_bytes()
     assert len(content) < 4096
     found = json.loads(content)
+    # Whatever else is cut, a reader can tell which weights were asked.
+    assert found["sides"]["incumbent"]["weightVersions"] == [digest]
     assert found["verdict"] == "fail" and found["score"]["candidate"]["mean"] == 0
     assert found["suite"]["digest"] == gate.report["suite"]["digest"]
 

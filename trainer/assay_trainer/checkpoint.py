@@ -2,6 +2,7 @@
 
     RUN/lock, RUN/attempt                 who works here, and how often the run was begun
     RUN/pins/DIGEST                       models that are being served, put there by who serves them
+                                          (and in the folder that ASSAY_PINS names)
     RUN/checkpoints/step-000020/          a Hugging Face folder that an engine can serve as it is
         trainer/{state.safetensors,state.json,buffer.safetensors}
         manifest.json
@@ -30,6 +31,7 @@ from assay_trainer.inventory import (
     CHECKPOINTS,
     Saved,
     Skipped,
+    as_json,
     found,
     has_sizes,
     manifest_of,
@@ -235,16 +237,7 @@ class Checkpoints:
 
     def kept(self) -> tuple[dict[str, Any], ...]:
         """What there is, the newest first, as JSON data for who watches."""
-        return tuple(
-            {
-                "step": saved.manifest.step,
-                "path": str(saved.path),
-                "digest": saved.manifest.digest,
-                "score": saved.manifest.score,
-                "verified": saved.manifest.verified,
-            }
-            for saved in found(self._folder)[0]
-        )
+        return tuple(as_json(saved) for saved in found(self._folder)[0])
 
     def prune(self) -> list[Path]:
         """Deletes what the keep-policy (`to_delete`) gives up, and returns it.

@@ -1,9 +1,10 @@
-"""The command line `assay-train`: check a job, run it, list what it kept."""
+"""The command line `assay-train`: check a job, run it, list what it kept, inspect a folder."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -12,20 +13,24 @@ from pathlib import Path
 
 from rich.console import Console
 
-from assay_trainer import check, inventory
+from assay_trainer import check, inspection, inventory, lastwords
 from assay_trainer.job import Job, JobError, load
+from assay_trainer.lastwords import LastWords
 from assay_trainer.storage import CheckpointError
 from assay_verifiers.interrupts import Interrupted
+from assay_verifiers.termination import leave
 
 FAILED = 1
 WRONG = 2
-STOPPED = 3
+STOPPED = UNKNOWN = 3
 _EXIT_CODES = """exit codes:
-  0         check: the job can run here; run: all steps are done; checkpoints: all are whole
+  0         check: the job can run here; run: all steps are done; checkpoints: all are whole;
+            inspect: the folder may be loaded
   1         something that the job names is missing or wrong on this machine, or the run failed;
-            checkpoints: one is damaged
-  2         the job file is wrong
-  3         run: stopped by an alarm, since it would harm the model or learns nothing
+            checkpoints: one is damaged; inspect: the folder must not be loaded
+  2         the job file is wrong, or an option is
+  3         run: stopped by an alarm, since it would harm the model or learns nothing; inspect: the
+            storage fails, so nothing is known
   130, 143  ended by SIGINT, SIGTERM: a checkpoint was written, the same command goes on
 """
 
@@ -99,7 +104,35 @@ def _parser() -> argparse.ArgumentParser:
         "folder", type=Path, metavar="FOLDER", help="the job's checkpoint.directory"
     )
     listed.set_defaults(command=_checkpoints)
+    inspected = commands.add_parser(
+        "inspect",
+        help="say whether a model's folder may be loaded, and by engines that run another",
+        description="Reads every byte of a folder: as its manifest says, where it has one; its "
+        "digest; no pickles, no code; weights whole. Changes nothing and loads nothing.",
+        epilog="examples:\n  assay-train inspect solver-rl/checkpoints/step-000020\n"
+        "  assay-train inspect step-000020 --like solver-base --digest sha256:5f1c...\n\n"
+        + _EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = inspected.add_argument
+    add("folder", type=Path, metavar="FOLDER")
+    add("--digest", type=_digest, metavar="sha256:...", help="that the folder must have")
+    add(
+        "--like",
+        type=Path,
+        metavar="FOLDER",
+        help="what engines run: say whether they could load the other one as they run",
+    )
+    add("--code", action="store_true", help="Python files may be there: it is trusted")
+    add("--summary", type=Path, metavar="FILE", help="under 4 KB of JSON: /dev/termination-log")
+    inspected.set_defaults(command=_inspect)
     return parser
+
+
+def _digest(text: str) -> str:
+    if not re.fullmatch("sha256:[0-9a-f]{64}", text):
+        raise argparse.ArgumentTypeError("must be sha256: and 64 digits of 0 to 9 and a to f")
+    return text
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -121,28 +154,43 @@ def _told(path: Path, problems: Sequence[str]) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    job = load(options.job)
     # torchrun starts several of us; one is enough to say what is wrong.
     first = os.environ.get("RANK", "0") == "0"
-    if first and not options.replay and (wrong := check.here(job)[2]):
-        return _told(options.job, wrong)
-    return _trained(job, options, Console())
+    path = os.environ.get(lastwords.VARIABLE) if first else None
+    with LastWords(Path(path) if path else None) as last:
+        last.job = load(options.job)
+        doubts, wrong = _checked(last.job) if first and not options.replay else ([], [])
+        if wrong:
+            last.message = "; ".join(wrong)
+            last.code = _told(options.job, wrong)
+        else:
+            last.code, last.message = _trained(last.job, options, Console(), doubts)
+        return last.code
 
 
-def _trained(job: Job, options: argparse.Namespace, console: Console) -> int:
+def _checked(job: Job) -> tuple[list[str], list[str]]:
+    """What is doubtful about a job, and what is wrong here."""
+    _, doubts, wrong = check.here(job)
+    return [*check.warnings(job), *doubts], wrong
+
+
+def _trained(
+    job: Job, options: argparse.Namespace, console: Console, doubts: Sequence[str]
+) -> tuple[int, str]:
+    """Exit code, and why it is another one than 0."""
     # Seconds of imports (torch, transformers), so only once the job is known to be right.
     from assay_trainer.loop import TrainingStopped  # noqa: PLC0415
     from assay_trainer.run import FAILURES, run  # noqa: PLC0415
 
     try:
-        run(job, record=options.record, replay=options.replay, console=console)
+        run(job, record=options.record, replay=options.replay, console=console, doubts=doubts)
     except TrainingStopped as reason:
         print(f"assay-train: stopped: {reason}", file=sys.stderr)
-        return STOPPED
+        return STOPPED, str(reason)
     except FAILURES as reason:
         print(f"assay-train: {reason}", file=sys.stderr)
-        return FAILED
-    return 0
+        return FAILED, str(reason)
+    return 0, ""
 
 
 def _checkpoints(options: argparse.Namespace) -> int:
@@ -155,3 +203,19 @@ def _checkpoints(options: argparse.Namespace) -> int:
     for problem in problems:
         print(problem, file=sys.stderr)
     return FAILED if problems else 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    found = inspection.inspect(
+        options.folder, digest=options.digest, like=options.like, code=options.code
+    )
+    if options.summary:
+        leave(options.summary, found.summary())
+    print(f"{found.files} files, {found.size:,} bytes, {found.digest or 'no digest'}")
+    for problem in (*found.failing, *found.problems):
+        print(f"{options.folder}: {problem}", file=sys.stderr)
+    for reason in found.reasons or ():
+        print(f"not for engines that run {options.like}: {reason}")
+    if found.in_place:
+        print(f"engines that run {options.like} can load it as they run")
+    return {True: 0, False: FAILED, None: UNKNOWN}[found.intact]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from assay_trainer.manifest import NAME, Manifest, ManifestError, decode, differences
 from assay_trainer.storage import CheckpointError, hashed, plain_files
 
 CHECKPOINTS = "checkpoints"
 PINS = "pins"
+PINS_VARIABLE = "ASSAY_PINS"
+"""The environment variable that names a further folder of pins, such as a mounted ConfigMap."""
 _FOLDER = re.compile(r"step-(\d{6,})(?:\.\d+)?")
 
 
@@ -113,12 +116,35 @@ def found(folder: Path) -> tuple[list[Saved], list[Skipped]]:
     return readable, unreadable
 
 
+def as_json(saved: Saved) -> dict[str, Any]:
+    """A checkpoint as /status and the last words tell of it."""
+    manifest = saved.manifest
+    return {
+        "step": manifest.step,
+        "path": str(saved.path),
+        "digest": manifest.digest,
+        "version": manifest.version,
+        "parent": manifest.parent,
+        "score": manifest.score,
+        "verified": manifest.verified,
+        "evaluation": manifest.evaluation,
+        "time": manifest.time,
+    }
+
+
 def pins(folder: Path) -> frozenset[str]:
-    """Digests of the models that are being served, as who serves them has left word."""
+    """Digests of the models that are being served, as who serves them has left word: in the run's
+    folder, and in one beside it for who cannot write there."""
+    beside = os.environ.get(PINS_VARIABLE)
+    places = [folder / PINS, *([Path(beside)] if beside else [])]
+    return frozenset(name for place in places for name in _names(place))
+
+
+def _names(folder: Path) -> list[str]:
     try:
-        return frozenset(pin.name for pin in (folder / PINS).iterdir())
+        return [file.name for file in folder.iterdir()]
     except FileNotFoundError:
-        return frozenset()
+        return []
 
 
 def has_sizes(saved: Saved) -> bool:

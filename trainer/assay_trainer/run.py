@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, ExitStack
 from functools import partial
 from pathlib import Path
@@ -78,7 +79,14 @@ class _Recorded:
         return batch
 
 
-def run(job: Job, *, record: Path | None, replay: Path | None, console: Console) -> None:
+def run(
+    job: Job,
+    *,
+    record: Path | None,
+    replay: Path | None,
+    console: Console,
+    doubts: Sequence[str] = (),
+) -> None:
     """Trains to the last step, from the newest checkpoint on if there is one.
 
     Where torchrun started several processes, all of them call this.
@@ -89,6 +97,7 @@ def run(job: Job, *, record: Path | None, replay: Path | None, console: Console)
         replay: a folder that batches are read from; then no engine is asked, no weights are
             pushed, nothing is weighed.
         console: where it is shown how it goes.
+        doubts: what is allowed and seldom meant, for whoever watches.
 
     Raises:
         Interrupted: a signal came; the same call goes on.
@@ -120,14 +129,14 @@ def run(job: Job, *, record: Path | None, replay: Path | None, console: Console)
                 MetricsLog(job.checkpoint.directory / "metrics.jsonl", place.step)
             )
             display = stack.enter_context(Display(console))
-            _tell(display, job, keeper, loaded)
+            _tell(display, job, keeper, loaded, doubts)
             status = Status(
                 job.checkpoint.directory.name,
                 job.trainer.steps,
                 step=place.step,
                 on_change=display.show,
             )
-            status.update(checkpoints=keeper.kept())
+            status.update(checkpoints=keeper.kept(), doubts=tuple(doubts))
             if job.status:
                 stack.enter_context(Server(status, job.status))
             make = partial(
@@ -146,8 +155,12 @@ def _follow(job: Job, world: World) -> None:
     follow(world, Learner.load(job, world, folder))
 
 
-def _tell(display: Display, job: Job, keeper: Checkpoints, loaded: Loaded | None) -> None:
-    """Where the run begins, and what was passed over on the way."""
+def _tell(
+    display: Display, job: Job, keeper: Checkpoints, loaded: Loaded | None, doubts: Sequence[str]
+) -> None:
+    """What is doubtful, where the run begins, and what was passed over on the way."""
+    for doubt in doubts:
+        display.tell(f"warning: {doubt}", "yellow")
     if loaded is None:
         display.tell(f"begins with {job.model.path}")
         return

@@ -58,6 +58,7 @@ class State:
         checkpoints: JSON data of each that is kept.
         engines: the state of each.
         alarms: what is wrong now, the worst first.
+        doubts: what is allowed about the job and seldom meant.
         message: in words, for people.
         metrics: all numbers of the last step.
     """
@@ -84,6 +85,7 @@ class State:
     checkpoints: tuple[Mapping[str, Any], ...] = ()
     engines: tuple[EngineState, ...] = ()
     alarms: tuple[Alarm, ...] = ()
+    doubts: tuple[str, ...] = ()
     message: str = ""
     metrics: Metrics = field(default_factory=dict)
 
@@ -217,6 +219,7 @@ def as_json(state: State, now: float) -> dict[str, Any]:
             for engine in state.engines
         ],
         "alarms": [asdict(alarm) for alarm in state.alarms],
+        "doubts": list(state.doubts),
         "message": state.message,
         "metrics": {name: _known(value) for name, value in state.metrics.items()},
     }

@@ -46,6 +46,26 @@ class Decision:
     warnings: tuple[str, ...] = ()
 
 
+def look_sizes(first: int | None, total: int, looks: int) -> tuple[int, ...]:
+    """How many items each look asks, those of the looks before included.
+
+    They grow by one factor from look to look, to all items in the last one. They do not depend on
+    what was seen: with sizes chosen by what came out so far, a bound would hold less often than its
+    confidence says.
+
+    Args:
+        first: of the first look; None: it asks all.
+        total: of the suite.
+        looks: how many there may be. A single one asks `first` and no more.
+    """
+    if first is None or first >= total:
+        return (total,)
+    if looks == 1:
+        return (first,)
+    sizes = [round(first * (total / first) ** (look / (looks - 1))) for look in range(looks)]
+    return tuple(sorted({*sizes}))
+
+
 def decide(
     items: Sequence[ItemScores],
     statuses: Mapping[str, Mapping[Status, int]],

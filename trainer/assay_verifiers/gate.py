@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -21,7 +21,7 @@ from rich.console import Console
 from assay_verifiers.answers import Answers, Record
 from assay_verifiers.config import GateLimits
 from assay_verifiers.contract import error
-from assay_verifiers.decision import Decision, decide
+from assay_verifiers.decision import Decision, decide, look_sizes
 from assay_verifiers.endpoints import Endpoint, EndpointError, Identity, Sampling
 from assay_verifiers.progress import Counted
 from assay_verifiers.registry import Bench, verify_one
@@ -46,6 +46,7 @@ class Gate:
         concurrency: questions at a time, on each side.
         ask_again: how often an answer that could not be judged is asked for again.
         restart: throws away what the folder holds.
+        first: how many items the first look asks; None: all.
     """
 
     suite: Suite
@@ -56,6 +57,7 @@ class Gate:
     concurrency: int = 16
     ask_again: int = 1
     restart: bool = False
+    first: int | None = None
 
 
 @dataclass
@@ -110,43 +112,72 @@ async def run_gate(gate: Gate, bench: Bench, console: Console) -> dict[str, Any]
         with Answers(gate.out, _settings(gate, sides), restart=gate.restart) as answers:
             for record in answers.records.values():
                 sides[record.side].saw(*record.weightVersions)
-            await _ask_all(gate, bench, sides, answers, console)
-            records = answers.records
+            facts, decision = await _look(gate, bench, sides, answers, console)
         for side in sides.values():
             try:
                 side.saw((await side.endpoint.identity()).weight_version)
             except EndpointError as reason:
                 side.stopped = side.stopped or f"{side.name}: gone at the end: {reason}"
-    facts = Facts(
-        gate.suite,
-        gate.limits,
-        gate.sampling,
-        {name: side.endpoint.shown for name, side in sides.items()},
-        {name: side.identity for name, side in sides.items()},
-        {name: tuple(sorted(side.versions)) for name, side in sides.items()},
-        records,
-        began,
-    )
     stopped = [side.stopped for side in sides.values() if side.stopped]
-    return build_report(facts, _decided(facts, gate, stopped))
+    if stopped:
+        decision = replace(
+            decision, outcome="undecided", reason="; ".join(stopped), more_items=None
+        )
+    facts = replace(facts, versions=_versions(sides), began=began)
+    return build_report(facts, decision)
 
 
-def _decided(facts: Facts, gate: Gate, stopped: list[str]) -> Decision:
-    decision = decide(
-        facts.item_scores(),
-        {name: facts.statuses(name) for name in gate.endpoints},
-        gate.limits,
-        seed=gate.sampling.seed,
-    )
-    if not stopped:
-        return decision
-    return replace(decision, outcome="undecided", reason="; ".join(stopped), more_items=None)
+async def _look(
+    gate: Gate, bench: Bench, sides: Mapping[str, _Side], answers: Answers, console: Console
+) -> tuple[Facts, Decision]:
+    """Asks, and asks more while that decides nothing. The confidence is shared among the looks."""
+    total = len(gate.suite.items)
+    sizes = look_sizes(gate.first, total, gate.limits.looks)
+    # All at once are asked in the suite's order, as who reads the answers knows it.
+    items = gate.suite.items if sizes == (total,) else gate.suite.shuffled(gate.sampling.seed)
+    for taken, size in enumerate(sizes, 1):
+        what = f"asking {' and '.join(sides)}"
+        if len(sizes) > 1:
+            what += f", look {taken} of {len(sizes)}"
+        asked = items[:size]
+        await _ask_all(gate, asked, bench, sides, answers=answers, console=console, what=what)
+        facts = Facts(
+            gate.suite,
+            asked,
+            sizes[:taken],
+            gate.limits,
+            gate.sampling,
+            {name: side.endpoint.shown for name, side in sides.items()},
+            {name: side.identity for name, side in sides.items()},
+            _versions(sides),
+            answers.records,
+            0.0,
+        )
+        decision = decide(
+            facts.item_scores(),
+            {name: facts.statuses(name) for name in gate.endpoints},
+            gate.limits,
+            seed=gate.sampling.seed,
+        )
+        if decision.outcome != "undecided" or any(side.stopped for side in sides.values()):
+            break
+    if decision.outcome == "undecided" and gate.first is not None:
+        looks = f"{taken} look{'s' if taken > 1 else ''}"
+        told = f"{decision.reason}; {size} of {total} items were asked, in {looks}"
+        decision = replace(decision, reason=told)
+    return facts, decision
+
+
+def _versions(sides: Mapping[str, _Side]) -> dict[str, tuple[str, ...]]:
+    return {name: tuple(sorted(side.versions)) for name, side in sides.items()}
 
 
 def _unreached(gate: Gate, reason: str, began: float) -> dict[str, Any]:
     """The report where an endpoint did not answer at all."""
     facts = Facts(
         gate.suite,
+        (),
+        (),
         gate.limits,
         gate.sampling,
         {name: endpoint.shown for name, endpoint in gate.endpoints.items()},
@@ -182,18 +213,25 @@ def item_seed(base: int, item: str, sample: int) -> int:
 
 
 async def _ask_all(
-    gate: Gate, bench: Bench, sides: Mapping[str, _Side], answers: Answers, console: Console
+    gate: Gate,
+    items: Sequence[SuiteItem],
+    bench: Bench,
+    sides: Mapping[str, _Side],
+    *,
+    answers: Answers,
+    console: Console,
+    what: str,
 ) -> None:
     """Asks both sides at once, each with its own bound, until nothing is missing that may come."""
     for asked in range(1 + gate.ask_again):
-        # Items in the suite's order on both sides, so that a run cut short has pairs.
-        missing = {name: _missing(gate, name, answers) for name in sides}
+        # In the same order on both sides, so that a run cut short has pairs.
+        missing = {name: _missing(gate, items, name, answers) for name in sides}
         left = sum(len(questions) for questions in missing.values())
         if left == 0 or any(side.stopped for side in sides.values()):
             return
-        total = len(sides) * len(gate.suite.items) * gate.sampling.samples
-        what = f"asking {' and '.join(sides)}" + (" again" if asked else "")
-        with Counted(what, total, console, done=total - left) as counted:
+        total = len(sides) * len(items) * gate.sampling.samples
+        told = what + (" again" if asked else "")
+        with Counted(told, total, console, done=total - left) as counted:
             async with asyncio.TaskGroup() as group:
                 for name, side in sides.items():
                     questions = iter(missing[name])
@@ -210,9 +248,11 @@ async def _ask_all(
                         group.create_task(work)
 
 
-def _missing(gate: Gate, side: str, answers: Answers) -> list[tuple[SuiteItem, int]]:
+def _missing(
+    gate: Gate, items: Sequence[SuiteItem], side: str, answers: Answers
+) -> list[tuple[SuiteItem, int]]:
     found = []
-    for item in gate.suite.items:
+    for item in items:
         for sample in range(gate.sampling.samples):
             record = answers.records.get((side, item.id, sample))
             if record is None or record.masked:

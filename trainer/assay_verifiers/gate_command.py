@@ -15,6 +15,7 @@ from assay_verifiers.interrupts import run_until_interrupted
 from assay_verifiers.jsonlines import Model, validated
 from assay_verifiers.registry import Bench
 from assay_verifiers.suites import load_suite
+from assay_verifiers.termination import leave
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +48,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             help=f"{(fields[name].description or '').replace('%', '%%')} "
             f"(default: {fields[name].default})",
         )
+    add(
+        "--items",
+        type=bounded(int, 1),
+        metavar="N",
+        help="that the first look asks; where that decides nothing, each further look asks more, "
+        "the last of several all (default: all at once)",
+    )
     asking = parser.add_argument_group("asking")
     add = asking.add_argument
     add("--api", choices=("auto", "openai", "sglang"), default="auto")
@@ -96,13 +104,12 @@ def run(options: argparse.Namespace) -> int:
         found = run_until_interrupted(_asked(options))
     except Exception as reason:
         if options.summary:
-            options.summary.write_bytes(report.broken_summary(str(reason)))
+            leave(options.summary, report.broken_summary(str(reason)))
         raise
     options.out.mkdir(parents=True, exist_ok=True)
     write_atomically(options.out / "report.json", json_line(found))
     if options.summary:
-        # Not by renaming: a termination log is a mounted file.
-        options.summary.write_bytes(report.summary(found))
+        leave(options.summary, report.summary(found))
     report.print_report(found, Console())
     return report.EXIT_CODES[found["verdict"]]
 
@@ -142,6 +149,7 @@ async def _asked(options: argparse.Namespace) -> dict[str, Any]:
         options.concurrency or 16,
         options.ask_again,
         options.restart,
+        options.items,
     )
     async with Bench(options.workers) as bench:
         return await gate.run_gate(asked, bench, Console(stderr=True))

@@ -23,11 +23,13 @@ from assay_verifiers.decision import Decision, ItemScores
 from assay_verifiers.endpoints import Identity, Sampling
 from assay_verifiers.statistics import Difference, Score
 from assay_verifiers.suites import Suite, SuiteItem
+from assay_verifiers.termination import MOST_BYTES
 
-SUMMARY_BYTES = 4095
-"""Kubernetes keeps at most 4,096 bytes of a container's termination message."""
 EXIT_CODES = {"pass": 0, "fail": 1, "undecided": 3}
 _WORST_TOLD = 50
+_LOOKS_TOLD = 10
+_NAME_TOLD = 80
+"""Characters of a version that are always told, if they are plain: a digest with its scheme."""
 _TRUNCATED_WARNING = 0.05
 
 
@@ -36,6 +38,8 @@ class Facts:
     """What a run of the gate found out.
 
     Attributes:
+        items: of the suite, those that were to be asked.
+        looks: how many each look was to ask, those of the looks before included.
         urls: by side.
         identities: by side, as they were when it began.
         versions: by side, the weight versions that were seen.
@@ -44,6 +48,8 @@ class Facts:
     """
 
     suite: Suite
+    items: tuple[SuiteItem, ...]
+    looks: tuple[int, ...]
     limits: GateLimits
     sampling: Sampling
     urls: Mapping[str, str]
@@ -59,7 +65,7 @@ class Facts:
 
     def of_side(self, side: str) -> list[Record]:
         """The answers of a side."""
-        return [record for item in self.suite.items for record in self.of(side, item.id)]
+        return [record for item in self.items for record in self.of(side, item.id)]
 
     def item_score(self, side: str, item: str) -> float | None:
         """The mean of the samples that could be judged; None where there is none."""
@@ -74,7 +80,7 @@ class Facts:
                 self.item_score("candidate", item.id),
                 self.item_score("incumbent", item.id),
             )
-            for item in self.suite.items
+            for item in self.items
         ]
 
     def statuses(self, side: str) -> dict[Status, int]:
@@ -120,6 +126,11 @@ def build_report(facts: Facts, decision: Decision) -> dict[str, Any]:
             "digest": facts.suite.digest,
             "items": len(facts.suite.items),
             "weak": facts.suite.weak,
+        },
+        "looks": {
+            "taken": len(facts.looks),
+            "of": facts.limits.looks,
+            "items": list(facts.looks),
         },
         "limits": facts.limits.model_dump(),
         "sampling": asdict(facts.sampling),
@@ -171,7 +182,7 @@ def _breakdown(facts: Facts) -> list[dict[str, Any]]:
     """Each type's, split's and tag's items with the sides' means."""
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     counts: Counter[str] = Counter()
-    for item in facts.suite.items:
+    for item in facts.items:
         for group in _groups(item):
             counts[group] += 1
             for side in facts.urls:
@@ -214,7 +225,7 @@ def summary(report: Mapping[str, Any]) -> bytes:
     """The report in less than 4 KB of JSON, whatever names and reasons are in it."""
     for longest, ids in ((400, 10), (200, 10), (100, 5), (50, 3), (12, 0)):
         data = json.dumps(_summary(report, longest, ids), separators=(",", ":")).encode()
-        if len(data) <= SUMMARY_BYTES:
+        if len(data) <= MOST_BYTES:
             return data
     raise AssertionError("the shortest summary has a fixed size")
 
@@ -222,6 +233,11 @@ def summary(report: Mapping[str, Any]) -> bytes:
 def _summary(report: Mapping[str, Any], longest: int, ids: int) -> dict[str, Any]:
     def cut(text: str | None) -> str | None:
         return text if text is None or len(text) <= longest else f"{text[: longest - 3]}..."
+
+    def name(version: str) -> str | None:
+        # Who reads it asks whether these weights are the ones that were meant.
+        plain = version.isascii() and version.isprintable() and len(version) <= _NAME_TOLD
+        return version if plain else cut(version)
 
     def figures(values: Mapping[str, Any] | None, *names: str) -> dict[str, Any] | None:
         if values is None:
@@ -239,6 +255,7 @@ def _summary(report: Mapping[str, Any], longest: int, ids: int) -> dict[str, Any
         "moreItems": report["moreItems"],
         "warnings": [cut(text) for text in report["warnings"][:3]],
         "suite": {**report["suite"], "name": cut(report["suite"]["name"])},
+        "looks": {**report["looks"], "items": report["looks"]["items"][-_LOOKS_TOLD:]},
         "score": {
             side: figures(score, "mean", "items", "interval", "oneSidedBounds")
             for side, score in report["score"].items()
@@ -247,12 +264,12 @@ def _summary(report: Mapping[str, Any], longest: int, ids: int) -> dict[str, Any
             report["difference"], "mean", "items", "interval", "oneSidedBounds", "pValue"
         ),
         "sides": {
-            name: {
+            which: {
                 "model": cut(side["model"]),
-                "weightVersions": [cut(text) for text in side["weightVersions"][:3]],
+                "weightVersions": [name(version) for version in side["weightVersions"][:3]],
                 "statuses": side["statuses"],
             }
-            for name, side in report["sides"].items()
+            for which, side in report["sides"].items()
         },
         "regressions": [cut(entry["id"]) for entry in report["regressions"][:ids]],
     }

@@ -139,6 +139,18 @@ class Suite:
         content = {item.id: self.content[item.id] for item in items}
         return Suite(self.name, items, _digest(content), content)
 
+    def shuffled(self, seed: int) -> tuple[SuiteItem, ...]:
+        """The items in an order of which every beginning is a fair sample.
+
+        It follows from what the items say and the seed, so that everybody draws the same one.
+        """
+
+        def place(item: SuiteItem) -> str:
+            text = f"{self.digest}\0{seed}\0{self.content[item.id]}"
+            return hashlib.sha256(text.encode()).hexdigest()
+
+        return tuple(sorted(self.items, key=place))
+
 
 def load_suite(path: Path, verifier: VerifierModel | None = None) -> Suite:
     """A suite from a file of JSON lines.

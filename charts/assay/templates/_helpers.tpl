@@ -37,26 +37,40 @@ it watches its Lease there, by the same watches as everything else. */}}
 {{- define "assay.rules" -}}
 # What users write is read, and never written.
 - apiGroups: [assay.dev]
-  resources: [inferenceservices]
+  resources: [inferenceservices, verifiedrljobs, checkpointgrants]
   verbs: [get, list, watch]
+# Jobs make Checkpoints, and those that the keep-policy gives up go.
 - apiGroups: [assay.dev]
-  resources: [inferenceservices/status]
+  resources: [checkpoints]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [assay.dev]
+  resources: [inferenceservices/status, verifiedrljobs/status, checkpoints/status]
   verbs: [get, patch]
 # The children, by server-side apply.
 - apiGroups: [apps]
-  resources: [deployments]
+  resources: [deployments, statefulsets]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [batch]
+  resources: [jobs]
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [""]
   resources: [services, configmaps]
   verbs: [get, list, watch, create, patch, delete]
+# What a claim holds cannot be made again: the operator deletes none.
+- apiGroups: [""]
+  resources: [persistentvolumeclaims]
+  verbs: [get, list, watch, create, patch]
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
   verbs: [get, list, watch, create, patch, delete]
-# Pods are made by Deployments. Patched is one annotation, which makes the kubelet look at once at
-# a ConfigMap that the pod mounts.
+# Pods are made by others. Patched is one annotation, which makes the kubelet look at once at a
+# ConfigMap that the pod mounts; deleted is an engine that cannot load weights any more.
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch, patch]
+  verbs: [get, list, watch, patch, delete]
 - apiGroups: [""]
   resources: [events]
   verbs: [create]

@@ -5,39 +5,24 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from assay_operator.api.engine import Engine
 from assay_operator.api.meta import (
     ApiModel,
-    Condition,
+    Conditions,
+    Label,
     LastFailure,
-    Quantity,
+    ObjectName,
+    all_defaults,
     cel,
     validated,
 )
-from assay_operator.api.reserved import RESERVED_ARGUMENTS, reserved_argument
+from assay_operator.api.rollout import PastRollout, RefusedVersion, Rollout, RolloutStatus, Weights
+from assay_operator.api.sources import CHECKPOINT_SCHEME, ServedSource
 
-GPUS_PER_NODE = 8
-"""Engines of one pod only: what a node of every accelerator in the table can hold at most."""
-
-Profile = Literal[
-    "auto", "qwen3", "qwen3-moe", "llama", "deepseek-v3", "deepseek-v4-flash", "deepseek-v4-pro"
-]
-Accelerator = Literal[
-    "cpu", "nvidia", "nvidia-a100", "nvidia-l40s", "nvidia-h100", "nvidia-h200", "nvidia-b200"
-]
-Tuning = Literal["throughput", "latency"]
 RoutingPolicy = Literal["cache_aware", "power_of_two", "round_robin", "random"]
 
-_SOURCE = (
-    r"^(pvc://[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?(/[A-Za-z0-9._-]+)*"
-    r"|oci://[A-Za-z0-9][A-Za-z0-9.:/_@-]*[A-Za-z0-9])$"
-)
-_SOURCE_HELP = (
-    "model.source must be pvc://CLAIM/PATH or oci://IMAGE, such as pvc://models/qwen3-8b or "
-    "oci://registry.example/models/qwen3-8b:v1"
-)
-_SOURCE_STEPS_HELP = "model.source must not walk through . or ..: name the folder itself"
 _SERVED_NAME_HELP = (
     "model.servedName must be letters, digits, '.', '_', '-', '/' or ':' (at most 128), and begin "
     "and end with a letter or digit, such as qwen3-8b or org/qwen3-8b"
@@ -45,46 +30,72 @@ _SERVED_NAME_HELP = (
 _REPLICAS_HELP = "replicas must be between 0 and 1000"
 _MAX_REPLICAS = 1000
 _SERVED_NAME = r"^[A-Za-z0-9]([A-Za-z0-9._/:-]{0,126}[A-Za-z0-9])?$"
+_CLAIM_MISSING_HELP = (
+    "follow.namespace needs follow.claim, the claim of this namespace that shows the same files: "
+    "volumes cannot cross namespaces"
+)
+_CLAIM_ALONE_HELP = (
+    "follow.claim stands only beside follow.namespace: within a namespace the job's own claim is "
+    "used"
+)
+_PINNED_HELP = (
+    "model.follow cannot stand beside a checkpoint:// source, which pins one checkpoint: take "
+    "follow away, or give the pvc:// or oci:// model to begin with"
+)
 
 
-def _reserved_rules() -> list[dict[str, str]]:
-    """CEL rules, one for each remedy, that refuse flags which Assay sets itself.
+class Follow(ApiModel):
+    """A VerifiedRLJob whose best verified checkpoint is served."""
 
-    A flag is matched alone, as `--flag=value`, and by any beginning of it, because SGLang's parser
-    takes those too. Flags with the same remedy share one rule, so that the message can name the
-    spec's field to use instead.
-    """
-    by_remedy: dict[str, list[str]] = {}
-    for flag, remedy in RESERVED_ARGUMENTS.items():
-        by_remedy.setdefault(remedy, []).append(flag)
-    rules = []
-    for remedy, flags in by_remedy.items():
-        known = "[" + ", ".join(f"'{flag}'" for flag in sorted(flags)) + "]"
-        rules.append(
-            cel(
-                "!self.exists(argument, argument.startsWith('--') && "
-                f"{known}.exists(flag, flag.startsWith(argument.split('=')[0])))",
-                f"{', '.join(sorted(flags))} cannot stand in extraArgs: {remedy}",
-            )
+    model_config = ConfigDict(
+        json_schema_extra=validated(
+            cel("!has(self.__namespace__) || has(self.claim)", _CLAIM_MISSING_HELP),
+            cel("!has(self.claim) || has(self.__namespace__)", _CLAIM_ALONE_HELP),
         )
-    return rules
+    )
+
+    job: Label = Field(description="The job's name.")
+    namespace: Label | None = Field(
+        None,
+        description="The job's namespace, where a CheckpointGrant has to allow it. Default: this "
+        "one.",
+    )
+    claim: ObjectName | None = Field(
+        None,
+        description="With namespace only: the PersistentVolumeClaim of this namespace that shows "
+        "the files of the job's claim.",
+    )
+
+    @model_validator(mode="after")
+    def _files_can_be_seen(self) -> Follow:
+        if self.namespace is not None and self.claim is None:
+            raise ValueError(_CLAIM_MISSING_HELP)
+        if self.claim is not None and self.namespace is None:
+            raise ValueError(_CLAIM_ALONE_HELP)
+        return self
 
 
 class Model(ApiModel):
     """Which model is served, and under which name."""
 
-    source: str = Field(
-        max_length=1024,
-        description="Where the weights are: pvc://CLAIM/PATH (a folder in a PersistentVolumeClaim "
-        "of this namespace) or oci://IMAGE (an OCI image or artifact, mounted as an image volume). "
-        "The folder holds config.json, the tokenizer and *.safetensors.",
+    model_config = ConfigDict(
         json_schema_extra=validated(
-            cel(f"self.matches('{_SOURCE}')", _SOURCE_HELP),
             cel(
-                "!self.split('/').exists(step, step in ['.', '..'])",
-                _SOURCE_STEPS_HELP,
-            ),
-        ),
+                f"!has(self.follow) || !self.source.startsWith('{CHECKPOINT_SCHEME}')", _PINNED_HELP
+            )
+        )
+    )
+
+    source: ServedSource = Field(
+        description="Where the weights are: pvc://CLAIM/PATH (a folder in a PersistentVolumeClaim "
+        "of this namespace), oci://IMAGE (an OCI image or artifact, mounted as an image volume) or "
+        "checkpoint://NAME (a Checkpoint of this namespace; nothing else is served then). "
+        "The folder holds config.json, the tokenizer and *.safetensors.",
+    )
+    follow: Follow | None = Field(
+        None,
+        description="Serve the best verified checkpoint of a VerifiedRLJob, each after it passed "
+        "the rollout's gate; until there is one, source.",
     )
     servedName: str | None = Field(
         None,
@@ -100,81 +111,18 @@ class Model(ApiModel):
         "unless the model needs it and its source is trusted.",
     )
 
-    @field_validator("source")
-    @classmethod
-    def _check_source(cls, source: str) -> str:
-        if not re.match(_SOURCE, source):
-            raise ValueError(_SOURCE_HELP)
-        if {".", ".."} & set(source.split("/")):
-            raise ValueError(_SOURCE_STEPS_HELP)
-        return source
-
     @field_validator("servedName")
     @classmethod
     def _check_served_name(cls, name: str | None) -> str | None:
-        if name is not None and not re.match(_SERVED_NAME, name):
+        if name is not None and not re.fullmatch(_SERVED_NAME, name):
             raise ValueError(_SERVED_NAME_HELP)
         return name
 
-
-class Parallelism(ApiModel):
-    """How one engine is spread over the GPUs of its pod."""
-
-    tensor: Annotated[int, Field(ge=1, le=GPUS_PER_NODE)] = Field(
-        1, description="GPUs over which each layer is split."
-    )
-    data: Annotated[int, Field(ge=1, le=GPUS_PER_NODE)] = Field(
-        1, description="Data-parallel ranks in the engine."
-    )
-    expert: Annotated[int, Field(ge=1, le=GPUS_PER_NODE)] = Field(
-        1, description="Groups over which the experts of a mixture-of-experts model are spread."
-    )
-
-
-class Resources(ApiModel):
-    """Requests and limits of the engine container; GPUs follow from accelerator and parallelism."""
-
-    requests: dict[str, Quantity] | None = Field(None, description="What the scheduler reserves.")
-    limits: dict[str, Quantity] | None = Field(None, description="What the kubelet enforces.")
-
-
-class Engine(ApiModel):
-    """How the SGLang engines run."""
-
-    profile: Profile = Field(
-        "auto",
-        description="Arguments for a model family. auto sets only what the accelerator needs and "
-        "leaves the rest to SGLang, which reads the model's config.json.",
-    )
-    accelerator: Accelerator = Field(
-        "nvidia", description="What the engine runs on. nvidia takes any NVIDIA GPU."
-    )
-    tuning: Tuning = Field(
-        "throughput", description="Whether a profile favours tokens per second or latency."
-    )
-    parallelism: Parallelism | None = Field(
-        None,
-        description="How one engine is spread over GPUs. Default: what the profile says.",
-    )
-    extraArgs: list[Annotated[str, Field(max_length=1024)]] = Field(
-        default_factory=list,
-        max_length=64,
-        description="Further SGLang arguments, after those of the profile, such as "
-        "--context-length 8192. Arguments that Assay sets itself are refused.",
-        json_schema_extra=validated(*_reserved_rules()),
-    )
-    resources: Resources | None = Field(
-        None, description="Requests and limits over those of the profile."
-    )
-
-    @field_validator("extraArgs")
-    @classmethod
-    def _check_extra_arguments(cls, arguments: list[str]) -> list[str]:
-        for argument in arguments:
-            flag = reserved_argument(argument)
-            if flag:
-                raise ValueError(f"{argument} cannot stand here: {RESERVED_ARGUMENTS[flag]}")
-        return arguments
+    @model_validator(mode="after")
+    def _pinned_or_following(self) -> Model:
+        if self.follow and self.source.startswith(CHECKPOINT_SCHEME):
+            raise ValueError(_PINNED_HELP)
+        return self
 
 
 class Router(ApiModel):
@@ -203,6 +151,7 @@ class InferenceServiceSpec(ApiModel):
             cel(f"self >= 0 && self <= {_MAX_REPLICAS}", _REPLICAS_HELP),
         ),
     )
+    rollout: Rollout = all_defaults(Rollout)
     template: dict[str, Any] | None = Field(
         None,
         description="Overrides of the engine's pod template (metadata and spec), merged "
@@ -220,6 +169,12 @@ class InferenceServiceSpec(ApiModel):
             raise ValueError(_REPLICAS_HELP)
         return replicas
 
+    @property
+    def max_unavailable(self) -> int:
+        """How many replicas may be out of service for a rollout at a time."""
+        wanted = self.rollout.maxUnavailable
+        return wanted if wanted is not None else int(self.replicas > 1)
+
 
 class InferenceServiceStatus(ApiModel):
     """What the operator sees. Written by the operator only."""
@@ -234,14 +189,24 @@ class InferenceServiceStatus(ApiModel):
     routable: str | None = Field(None, description="Routable and wanted replicas, as in 1/2.")
     selector: str | None = Field(None, description="Label selector of the engine pods, for scale.")
     checkpoint: str | None = Field(None, description="The version of the weights that is served.")
+    score: float | None = Field(None, description="The score of the weights that are served.")
     url: str | None = Field(None, description="Where the OpenAI API is served in the cluster.")
-    conditions: list[Condition] | None = Field(
+    served: Weights | None = Field(
+        None, description="The weights that were last put into service: where a rollout begins."
+    )
+    rollout: RolloutStatus | None = Field(
+        None, description="The latest change of the weights, under way or over."
+    )
+    history: list[PastRollout] | None = Field(
+        None, description="The last ten changes that are over, the newest first."
+    )
+    refused: list[RefusedVersion] | None = Field(
         None,
-        description="Applied, EnginesReady, RouterReady and Ready.",
-        json_schema_extra={
-            "x-kubernetes-list-type": "map",
-            "x-kubernetes-list-map-keys": ["type"],
-        },
+        description="The last twenty versions that did not pass, the newest first. model.follow "
+        "tries none of them again until the annotation assay.dev/retry names its version.",
+    )
+    conditions: Conditions | None = Field(
+        None, description="Applied, EnginesReady, RouterReady and Ready."
     )
     lastFailure: LastFailure | None = Field(
         None, description="The latest failure, kept after it is over."

@@ -41,7 +41,7 @@ def _kind(kind: Kind) -> str:
         f"Columns of `kubectl get {kind.short_name}`: {columns}.",
         "",
     ]
-    for part in ("spec", "status"):
+    for part in kind.parts:
         lines += [
             f"### {part}",
             "",
@@ -51,9 +51,12 @@ def _kind(kind: Kind) -> str:
         node = schema["properties"][part]
         lines += [_row(path, child, required) for path, child, required in _fields(node, part)]
         lines.append("")
-    lines += ["### Rules", ""]
-    lines += [f"- {message}" for message in _rules(schema)]
-    return "\n".join([*lines, ""])
+    places: dict[str, list[str]] = {}
+    for message, path in _rules(schema, ""):
+        places.setdefault(message, []).append(path)
+    if places:
+        lines += ["### Rules", "", *(_rule(*each) for each in places.items()), ""]
+    return "\n".join(lines)
 
 
 def _fields(node: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any], bool]]:
@@ -76,7 +79,9 @@ def _row(path: str, node: dict[str, Any], required: bool) -> str:
 
 def _default(node: dict[str, Any]) -> str:
     value = node.get("default")
-    return f"`{value}`" if value not in (None, {}, []) else ""
+    if value in (None, [], "") or isinstance(value, dict):
+        return ""  # The fields within have defaults of their own.
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
 def _type(node: dict[str, Any]) -> str:
@@ -89,13 +94,26 @@ def _type(node: dict[str, Any]) -> str:
     if isinstance(node.get("additionalProperties"), dict):
         return f"map of {_type(node['additionalProperties'])}"
     bounds = [
-        f"{sign} {node[key]}" for key, sign in (("minimum", ">="), ("maximum", "<=")) if key in node
+        f"{sign}{'' if node.get(exclusive) else '='} {node[key]}"
+        for key, exclusive, sign in (
+            ("minimum", "exclusiveMinimum", ">"),
+            ("maximum", "exclusiveMaximum", "<"),
+        )
+        if key in node
     ]
     return " ".join([node["type"], *bounds])
 
 
-def _rules(node: dict[str, Any]) -> Iterator[str]:
+def _rule(message: str, paths: list[str]) -> str:
+    named = ", ".join(f"`{path}`" for path in paths if path)
+    return f"- {named}: {message}" if named else f"- {message}"
+
+
+def _rules(node: dict[str, Any], path: str) -> Iterator[tuple[str, str]]:
+    """The messages of all rules, each with the field that it is about."""
     for rule in node.get("x-kubernetes-validations", ()):
-        yield rule["message"]
-    for child in node.get("properties", {}).values():
-        yield from _rules(child)
+        yield rule["message"], path
+    for name, child in node.get("properties", {}).items():
+        yield from _rules(child, f"{path}.{name}".removeprefix("."))
+    if isinstance(node.get("items"), dict):
+        yield from _rules(node["items"], f"{path}[]")

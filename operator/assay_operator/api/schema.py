@@ -14,12 +14,14 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
+from assay_operator.api.checkpoint import Checkpoint
+from assay_operator.api.checkpoint_grant import CheckpointGrant
 from assay_operator.api.inference_service import InferenceService
 from assay_operator.api.meta import GROUP, VERSION, cel
+from assay_operator.api.verified_rl_job import VerifiedRLJob
 
 _DROPPED = ("title", "additionalProperties", "$defs", "discriminator")
-MAX_NAME = 45
-"""KIND.NAME is a label value (at most 63 characters), and NAME-engine names a Deployment."""
+_EXCLUSIVE = {"exclusiveMinimum": "minimum", "exclusiveMaximum": "maximum"}
 CRD_LABELS = {"app.kubernetes.io/part-of": "assay"}
 
 
@@ -34,43 +36,65 @@ class Column:
     priority: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Kind:
-    """A custom resource and what the API server shall know about it beyond its schema."""
+    """A custom resource and what the API server shall know about it beyond its schema.
+
+    Attributes:
+        model: its pydantic model.
+        plural: its name in URLs.
+        short_name: its name for `kubectl get`.
+        columns: of `kubectl get`.
+        longest_name: of an object, in characters; None where no other name is made from it.
+        scale: the paths of its scale subresource.
+    """
 
     model: type[BaseModel]
     plural: str
     short_name: str
     columns: tuple[Column, ...]
+    longest_name: int | None = None
     scale: dict[str, str] | None = None
 
     @property
     def name(self) -> str:
         return self.model.__name__
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Which of spec and status it has."""
+        return tuple(self.model.model_fields)
+
+
+def _condition(kind: str, part: str) -> str:
+    return f'.status.conditions[?(@.type=="{kind}")].{part}'
+
+
+_AGE = Column("Age", ".metadata.creationTimestamp", type="date")
 
 INFERENCE_SERVICE = Kind(
     model=InferenceService,
     plural="inferenceservices",
     short_name="infsvc",
+    # NAME-inspect-HASH8 names a Job, whose name is a label value: at most 63 characters.
+    longest_name=45,
     columns=(
-        Column(
-            "Ready",
-            '.status.conditions[?(@.type=="Ready")].status',
-            description="Whether a replica answers",
-        ),
+        Column("Ready", _condition("Ready", "status"), description="Whether a replica answers"),
         Column("Replicas", ".status.routable", description="Routable and wanted replicas"),
         Column("Checkpoint", ".status.checkpoint", description="The weights that are served"),
+        Column("Score", ".status.score", type="number", description="How they scored"),
         Column("URL", ".status.url", description="Where the OpenAI API is served"),
+        Column("Reason", _condition("Ready", "reason"), description="Why it is, or is not, ready"),
+        _AGE,
         Column(
-            "Reason",
-            '.status.conditions[?(@.type=="Ready")].reason',
-            description="Why it is, or is not, ready",
+            "Rollout",
+            ".status.rollout.phase",
+            description="Where the latest change of the weights is",
+            priority=1,
         ),
-        Column("Age", ".metadata.creationTimestamp", type="date"),
         Column(
             "Message",
-            '.status.conditions[?(@.type=="Ready")].message',
+            _condition("Ready", "message"),
             description="What is wrong and what to do",
             priority=1,
         ),
@@ -82,7 +106,55 @@ INFERENCE_SERVICE = Kind(
     },
 )
 
-KINDS: tuple[Kind, ...] = (INFERENCE_SERVICE,)
+VERIFIED_RL_JOB = Kind(
+    model=VerifiedRLJob,
+    plural="verifiedrljobs",
+    short_name="vrl",
+    # NAME-ATTEMPT-STEP names a Checkpoint.
+    longest_name=36,
+    columns=(
+        Column("Phase", ".status.phase", description="What is going on"),
+        Column("Step", ".status.progress", description="Finished steps of all"),
+        Column("Reward", ".status.reward", type="number", description="Of the last step"),
+        Column("Score", ".status.score", type="number", description="Of the latest evaluation"),
+        Column("Best", ".status.best", description="The best verified Checkpoint"),
+        Column("ETA", ".status.eta", description="How long the rest will take"),
+        _AGE,
+        Column("Message", ".status.message", description="What it is doing", priority=1),
+    ),
+)
+
+CHECKPOINT = Kind(
+    model=Checkpoint,
+    plural="checkpoints",
+    short_name="ckpt",
+    # checkpoint.NAME is a label value: at most 63 characters.
+    longest_name=52,
+    columns=(
+        Column("Job", ".spec.job.name", description="The job that made it"),
+        Column("Step", ".spec.job.step", type="integer", description="After which it was taken"),
+        Column("Score", ".status.score", type="number", description="Of the latest evaluation"),
+        Column("Verified", _condition("Verified", "status"), description="Whether that was enough"),
+        Column("Digest", ".status.shortDigest", description="What names its bytes, shortened"),
+        _AGE,
+        Column("Source", ".spec.source", description="Where it lies", priority=1),
+        Column(
+            "Message",
+            _condition("Verified", "message"),
+            description="Why it is, or is not, verified",
+            priority=1,
+        ),
+    ),
+)
+
+CHECKPOINT_GRANT = Kind(
+    model=CheckpointGrant,
+    plural="checkpointgrants",
+    short_name="ckptgrant",
+    columns=(_AGE,),
+)
+
+KINDS: tuple[Kind, ...] = (INFERENCE_SERVICE, VERIFIED_RL_JOB, CHECKPOINT, CHECKPOINT_GRANT)
 
 
 def structural(node: Any, definitions: dict[str, Any]) -> Any:
@@ -109,21 +181,28 @@ def structural(node: Any, definitions: dict[str, Any]) -> Any:
         return structural(node, definitions)
     out: dict[str, Any] = {}
     for key, value in node.items():
-        if key == "properties":
-            out[key] = {name: structural(child, definitions) for name, child in value.items()}
-        elif key == "additionalProperties" and isinstance(value, dict):
-            out[key] = structural(value, definitions)
-        elif key == "default" and value is None:
-            continue
-        elif key == "const":
-            out["enum"] = [value]
-        elif key in ("default", "enum", "required"):
-            out[key] = value
-        elif key not in _DROPPED:
-            out[key] = structural(value, definitions)
+        out |= _entry(key, value, definitions)
     if out.get("x-kubernetes-int-or-string"):
         out.pop("type", None)
     return out
+
+
+def _entry(key: str, value: Any, definitions: dict[str, Any]) -> dict[str, Any]:
+    """The structural form of one key of a node."""
+    if key == "properties":
+        return {key: {name: structural(child, definitions) for name, child in value.items()}}
+    if key == "additionalProperties" and isinstance(value, dict):
+        return {key: structural(value, definitions)}
+    if key in _DROPPED or (key == "default" and value is None):
+        return {}
+    if key == "const":
+        key, value = "enum", [value]
+    if key in _EXCLUSIVE:
+        # OpenAPI 3.0, which CRDs are written in, has a flag beside the bound.
+        return {_EXCLUSIVE[key]: value, key: True}
+    if key in ("default", "enum", "required"):
+        return {key: value}
+    return {key: structural(value, definitions)}
 
 
 def _single(variants: list[dict[str, Any]], node: dict[str, Any]) -> dict[str, Any]:
@@ -136,29 +215,29 @@ def _single(variants: list[dict[str, Any]], node: dict[str, Any]) -> dict[str, A
     return remaining[0]
 
 
+_NAME_RULE = cel(
+    "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+    "metadata.name must be lower-case letters, digits and '-', beginning with a letter: "
+    "the names of Services and Jobs are made from it",
+)
+
+
 def crd(kind: Kind) -> dict[str, Any]:
     """The CustomResourceDefinition of `kind`, as plain data."""
     schema = kind.model.model_json_schema(mode="validation")
     root = structural(schema, schema.get("$defs", {}))
+    metadata: dict[str, Any] = {"type": "object"}
+    if kind.longest_name:
+        name = {"type": "string", "maxLength": kind.longest_name}
+        metadata["properties"] = {"name": name}
+        root["x-kubernetes-validations"] = [_NAME_RULE, *root.get("x-kubernetes-validations", [])]
     root["properties"] = {
         "apiVersion": {"type": "string"},
         "kind": {"type": "string"},
-        # The name becomes a label value and the name of a Service.
-        "metadata": {
-            "type": "object",
-            "properties": {"name": {"type": "string", "maxLength": MAX_NAME}},
-        },
+        "metadata": metadata,
         **root["properties"],
     }
-    root["x-kubernetes-validations"] = [
-        cel(
-            "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
-            "metadata.name must be lower-case letters, digits and '-', beginning with a letter: "
-            "it becomes the name of a Service",
-        ),
-        *root.get("x-kubernetes-validations", []),
-    ]
-    subresources: dict[str, Any] = {"status": {}}
+    subresources: dict[str, Any] = {"status": {}} if "status" in kind.parts else {}
     if kind.scale:
         subresources["scale"] = kind.scale
     columns = [
@@ -191,7 +270,7 @@ def crd(kind: Kind) -> dict[str, Any]:
                     "name": VERSION,
                     "served": True,
                     "storage": True,
-                    "subresources": subresources,
+                    **({"subresources": subresources} if subresources else {}),
                     "additionalPrinterColumns": columns,
                     "schema": {"openAPIV3Schema": root},
                 }

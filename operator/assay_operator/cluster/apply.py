@@ -7,24 +7,28 @@ import logging
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from assay_operator.cluster.actions import Engines, Hands
 from assay_operator.cluster.client import ApiError, Client, jittered
 from assay_operator.cluster.due import (
     Applied,
-    belongs_to,
     digest,
     event_object,
+    is_anothers,
+    is_dismissible,
     is_due,
+    is_ours,
+    is_precious,
     owned,
     status_is_due,
     superfluous,
     without_nulls,
 )
-from assay_operator.cluster.view import Key, View
-from assay_operator.plan import Action, Json, Plan, Ref, ref
+from assay_operator.cluster.view import Key, Place, View, place
+from assay_operator.plan import Annotate, Json, Plan, Ref, ref
 
 FIRST_RETRY = 2.0
 LAST_RETRY = 300.0
-_WORKLOADS = frozenset({"Deployment"})
+_WORKLOADS = frozenset({"Deployment", "StatefulSet", "Job"})
 """Kinds whose pods read other children: they come after those."""
 
 log = logging.getLogger(__name__)
@@ -65,11 +69,18 @@ class Outcome:
 
 
 class Applier:
-    """Carries out plans through `client` and tells `view` what the API server answered."""
+    """Carries out plans through `client` and tells `view` what the API server answered.
 
-    def __init__(self, client: Client, view: View) -> None:
+    Args:
+        client: writes.
+        view: what is known of the cluster.
+        engines: for the actions that engines carry out.
+    """
+
+    def __init__(self, client: Client, view: View, engines: Engines) -> None:
         self._client = client
         self._view = view
+        self._hands = Hands(client, view, engines)
         self._ledgers: dict[Key, Ledger] = {}
 
     def forget(self, key: Key) -> None:
@@ -91,7 +102,8 @@ class Applier:
         return max(0.0, first - asyncio.get_running_loop().time())
 
     async def children(self, key: Key, owner: Json, plan: Plan) -> Outcome:
-        """Applies the children that are due, and deletes those that the plan does not name.
+        """Applies the children that are due, deletes those that the plan does not name, and then
+        the custom resources that it wants to go.
 
         Raises:
             nothing of the API server's: refusals are recorded, transient errors returned.
@@ -105,45 +117,54 @@ class Applier:
             [item for item in plan.objects if item["kind"] not in _WORKLOADS],
             [item for item in plan.objects if item["kind"] in _WORKLOADS],
         )
-        live = self._view.children(key)
         changes = [bool(vanished)]
         errors: list[ApiError] = []
         for stage in stages:
             results = await asyncio.gather(
-                *(self._child(ledger, owned(item, owner), live) for item in stage)
+                *(self._child(key, ledger, owned(item, owner)) for item in stage)
             )
             errors += [result for result in results if isinstance(result, ApiError)]
             changes += [result is True for result in results]
         if plan.prune and not errors and not ledger.rejected:
             leftover = superfluous(self._view.children(key).values(), named, ledger.uid)
-            errors += await self._delete(leftover)
+            errors += await self._delete(key, leftover)
             changes.append(bool(leftover))
+        if dismissed := self._dismissed(key, plan.delete):
+            errors += await self._delete(key, dismissed)
+            changes.append(True)
         return Outcome(any(changes), tuple(errors))
 
     async def tell(self, key: Key, owner: Json, plan: Plan, now: datetime) -> None:
-        """Carries out actions, says Events, and then writes the status if it differs.
+        """Nudges pods, says Events, writes the status if it differs, and then acts on engines.
 
         Events come before the status: whoever dies in between says them again under the same name.
+        Engines come after it: whoever dies in between finds in the status what was to be done, and
+        no engine is touched by a plan that is written nowhere.
 
         Raises:
-            ApiError: an action or the status could not be written.
+            ApiError: the status could not be written, or an action not carried out.
         """
+        nudges = [action for action in plan.actions if isinstance(action, Annotate)]
         await asyncio.gather(
-            *(self._act(key, action) for action in plan.actions),
+            *(self._hands.do(key, [nudge]) for nudge in nudges),
             *(self._say(event_object(event, owner, now)) for event in plan.events),
         )
-        await self.status(key, owner, plan.status)
+        if await self.status(key, owner, plan.status):
+            await self._hands.do(key, (item for item in plan.actions if item not in nudges))
 
-    async def status(self, key: Key, owner: Json, status: Json) -> None:
+    async def status(self, key: Key, owner: Json, status: Json) -> bool:
         """Writes the owner's whole status, if it differs from the live one.
 
+        Returns:
+            whether it stands there now; False where the owner is gone.
+
         Raises:
-            ApiError: it was not written; an owner that is gone is no error.
+            ApiError: it was not written.
         """
         ledger = self._ledger(key, owner)
         desired, live = without_nulls(status), owner.get("status") or {}
         if not status_is_due(desired, live, ledger.status):
-            return
+            return True
         names = ("name", "namespace", "uid")
         item = {
             "apiVersion": owner["apiVersion"],
@@ -157,9 +178,10 @@ class Applier:
             # A conflict here says that the uid is another one: the owner was made anew.
             if error.status not in (404, 409):
                 raise
-            return
+            return False
         ledger.status = (desired, answer.get("status") or {})
-        self._view.put(answer, quiet=True)
+        self._view.put(answer, by=key)
+        return True
 
     def _ledger(self, key: Key, owner: Json) -> Ledger:
         """The owner's ledger; an owner that was made anew under the same name gets a fresh one."""
@@ -169,10 +191,10 @@ class Applier:
             ledger = self._ledgers[key] = Ledger(uid)
         return ledger
 
-    async def _child(self, ledger: Ledger, desired: Json, live: dict[Ref, Json]) -> bool | ApiError:
+    async def _child(self, key: Key, ledger: Ledger, desired: Json) -> bool | ApiError:
         """Applies one child if it is due; returns whether anything changed, or what went wrong."""
         name, now = ref(desired), asyncio.get_running_loop().time()
-        there = live.get(name)
+        there = self._view.item(place(desired))
         if not is_due(desired, there, ledger.applied.get(name)):
             return ledger.rejected.pop(name, None) is not None
         refused = ledger.rejected.get(name)
@@ -186,27 +208,35 @@ class Applier:
             return _refuse(ledger, desired, error, now)
         ledger.applied[name] = Applied.of(desired, answer)
         was_refused = ledger.rejected.pop(name, None) is not None
-        return self._view.put(answer, quiet=True) or was_refused
+        return self._view.put(answer, by=key) or was_refused
 
     async def _put(self, desired: Json, there: Json | None, uid: str) -> Json:
         """Applies with force only over what is ours: an object of somebody else is not taken."""
-        if there is not None and belongs_to(there, uid):
+        if there is None and is_precious(desired):
+            there = await self._there(desired)
+        if there is not None and is_ours(there, desired, uid):
             return await self._put_right(desired)
+        if there is not None and (is_precious(desired) or is_anothers(there, desired)):
+            raise _taken(desired, "it was not made for this object")
         try:
             return await self._client.apply(desired, force=False)
         except ApiError as error:
             if error.status != 409:
                 raise
-            metadata = desired["metadata"]
-            there = await self._client.get(desired["kind"], metadata["namespace"], metadata["name"])
-            if belongs_to(there, uid):
+            there = await self._there(desired)
+            if there is not None and is_ours(there, desired, uid):
                 return await self._put_right(desired)
-            raise ApiError(
-                422,
-                "Taken",
-                f"{desired['kind']} {metadata['name']} exists already and is not Assay's: "
-                f"delete it or choose another name ({error.message})",
-            ) from error
+            raise _taken(desired, error.message) from error
+
+    async def _there(self, desired: Json) -> Json | None:
+        """What the API server has under this name."""
+        metadata = desired["metadata"]
+        try:
+            return await self._client.get(desired["kind"], metadata["namespace"], metadata["name"])
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            return None
 
     async def _put_right(self, desired: Json) -> Json:
         """Applies over a child of ours, whatever somebody has made of it.
@@ -222,32 +252,21 @@ class Applier:
                 raise
             return await self._client.merge(desired)
 
-    async def _delete(self, items: list[Json]) -> list[ApiError]:
+    def _dismissed(self, key: Key, names: tuple[Ref, ...]) -> list[Json]:
+        """The custom resources of these names that this owner made."""
+        found = (self._view.item(Place(key.namespace, name)) for name in names)
+        return [item for item in found if item and is_dismissible(item, key.label)]
+
+    async def _delete(self, key: Key, items: list[Json]) -> list[ApiError]:
         async def one(item: Json) -> ApiError | None:
             try:
                 await self._client.delete(item)
             except ApiError as error:
                 return error
-            self._view.remove(item, quiet=True)
+            self._view.remove(item, by=key)
             return None
 
         return [error for error in await asyncio.gather(*map(one, items)) if error]
-
-    async def _act(self, key: Key, action: Action) -> None:
-        pods = {pod["metadata"]["name"]: pod for pod in self._view.pods(key)}
-        pod = pods.get(action.pod)
-        if pod is None:
-            return
-        if (pod["metadata"].get("annotations") or {}).get(action.key) == action.value:
-            return
-        notes = {action.key: action.value}
-        try:
-            answer = await self._client.annotate("Pod", key.namespace, action.pod, notes)
-        except ApiError as error:
-            if error.status != 404:
-                raise
-            return
-        self._view.put(answer, quiet=True)
 
     async def _say(self, event: Json) -> None:
         """Best effort: an Event is never worth a failed pass. 409 says that it was said before."""
@@ -256,6 +275,15 @@ class Applier:
         except ApiError as error:
             if error.status != 409:
                 log.warning("Event %s was not written: %s", event["metadata"]["name"], error)
+
+
+def _taken(desired: Json, why: str) -> ApiError:
+    return ApiError(
+        422,
+        "Taken",
+        f"{desired['kind']} {desired['metadata']['name']} exists already and is not this "
+        f"object's: delete it or choose another name ({why})",
+    )
 
 
 def _refuse(ledger: Ledger, desired: Json, error: ApiError, now: float) -> bool:

@@ -18,8 +18,21 @@ from assay_operator.plan import MANAGED_BY, MANAGED_BY_LABEL, OWNER_LABEL, Json
 
 SELECTOR = f"{MANAGED_BY_LABEL}={MANAGED_BY},{OWNER_LABEL}"
 """The labels by which children are listed and watched."""
-OWNERS = ("InferenceService",)
-CHILDREN = ("Deployment", "Service", "ConfigMap", "PodDisruptionBudget", "Pod")
+ACTING = ("InferenceService", "VerifiedRLJob", "Checkpoint")
+"""The custom resources that have an actor."""
+OWNERS = (*ACTING, "CheckpointGrant")
+"""All custom resources. A grant has no actor: that it is there or not is all there is to it."""
+CHILDREN = (
+    "Deployment",
+    "StatefulSet",
+    "Job",
+    "Service",
+    "ConfigMap",
+    "PersistentVolumeClaim",
+    "NetworkPolicy",
+    "PodDisruptionBudget",
+    "Pod",
+)
 PERIOD_SECONDS = 300.0
 FIRST_SECONDS = 30.0
 GRACE_SECONDS = 60.0

@@ -54,7 +54,14 @@ class Resource:
 
 KINDS: dict[str, Resource] = {
     "InferenceService": Resource(GROUP, VERSION, "inferenceservices"),
+    "VerifiedRLJob": Resource(GROUP, VERSION, "verifiedrljobs"),
+    "Checkpoint": Resource(GROUP, VERSION, "checkpoints"),
+    "CheckpointGrant": Resource(GROUP, VERSION, "checkpointgrants"),
     "Deployment": Resource("apps", "v1", "deployments"),
+    "StatefulSet": Resource("apps", "v1", "statefulsets"),
+    "Job": Resource("batch", "v1", "jobs"),
+    "PersistentVolumeClaim": Resource("", "v1", "persistentvolumeclaims"),
+    "NetworkPolicy": Resource("networking.k8s.io", "v1", "networkpolicies"),
     "Service": Resource("", "v1", "services"),
     "ConfigMap": Resource("", "v1", "configmaps"),
     "PodDisruptionBudget": Resource("policy", "v1", "poddisruptionbudgets"),

@@ -12,6 +12,7 @@ from typing import Any
 
 from assay_operator.cluster.view import version
 from assay_operator.plan import (
+    KEEP_LABEL,
     MANAGED_BY,
     MANAGED_BY_LABEL,
     OWNER_LABEL,
@@ -22,6 +23,8 @@ from assay_operator.plan import (
 )
 
 _MAX_EVENT_MESSAGE = 1024
+_CLAIM = "PersistentVolumeClaim"
+_JOB = "Job"
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ def digest(data: Any) -> str:
 
 
 def owned(item: Json, owner: Json) -> Json:
-    """`item` as it is applied: in the owner's namespace, with its reference and labels.
+    """`item` as it is applied: in the owner's namespace, with its labels, and its reference unless
+    it is to be kept.
 
     The reference does not block the owner's deletion: that would need a right on finalizers, and
     nothing here has to be gone before its owner is.
@@ -61,15 +65,44 @@ def owned(item: Json, owner: Json) -> Json:
         "controller": True,
         "blockOwnerDeletion": False,
     }
-    return {
-        **item,
-        "metadata": {
-            **metadata,
-            "namespace": owner["metadata"]["namespace"],
-            "labels": labels,
-            "ownerReferences": [reference],
-        },
-    }
+    made = {**metadata, "namespace": owner["metadata"]["namespace"], "labels": labels}
+    if not is_kept(item):
+        made["ownerReferences"] = [reference]
+    return {**item, "metadata": made}
+
+
+def is_kept(item: Json) -> bool:
+    """Whether `item` outlives its owner."""
+    return _label(item, KEEP_LABEL) == "true"
+
+
+def is_precious(item: Json) -> bool:
+    """Whether `item` must not even by chance be taken over from somebody who made it first."""
+    return bool(item["kind"] == _CLAIM or item["apiVersion"].startswith("assay.dev/"))
+
+
+def is_ours(there: Json, desired: Json, uid: str) -> bool:
+    """Whether what is there is the owner's: by reference, or by label where it is kept.
+
+    What was kept has no reference any more, and an owner that is made anew under the same name
+    goes on with it.
+    """
+    same = _label(there, OWNER_LABEL) == _label(desired, OWNER_LABEL)
+    return belongs_to(there, uid) or (is_kept(there) and same)
+
+
+def is_anothers(there: Json, desired: Json) -> bool:
+    """Whether what is there is the child of another object of ours.
+
+    The API server would not mind: to it all of our fields are one manager's.
+    """
+    owner = _label(there, OWNER_LABEL)
+    return owner is not None and owner != _label(desired, OWNER_LABEL)
+
+
+def _label(item: Json, name: str) -> str | None:
+    value: str | None = (item["metadata"].get("labels") or {}).get(name)
+    return value
 
 
 def belongs_to(item: Json, uid: str) -> bool:
@@ -85,12 +118,24 @@ def is_due(desired: Json, live: Json | None, last: Applied | None) -> bool:
     by its generation where its kind has one (a status written by others does not count), else by
     its resourceVersion. Contents are never compared, so the API server's defaults and its spelling
     of quantities cause no loop; but for labels, annotations and owner, which move no generation.
+
+    A Job is made once: what it shall do can never change, and a new release that would make it
+    differently must not fail for those that run.
     """
-    if live is None or last is None or last.digest != digest(desired):
+    if live is None or not _is_child_of(live, desired):
         return True
+    if desired["kind"] == _JOB:
+        return False
+    return last is None or last.digest != digest(desired) or _moved(live, desired, last)
+
+
+def _is_child_of(live: Json, desired: Json) -> bool:
+    references = desired["metadata"].get("ownerReferences") or []
+    return all(belongs_to(live, reference["uid"]) for reference in references)
+
+
+def _moved(live: Json, desired: Json, last: Applied) -> bool:
     metadata = live["metadata"]
-    if not belongs_to(live, desired["metadata"]["ownerReferences"][0]["uid"]):
-        return True
     for part in ("labels", "annotations"):
         wanted = desired["metadata"].get(part) or {}
         if not wanted.items() <= (metadata.get(part) or {}).items():
@@ -101,15 +146,30 @@ def is_due(desired: Json, live: Json | None, last: Applied | None) -> bool:
 
 
 def superfluous(children: Iterable[Json], named: Iterable[Ref], owner_uid: str) -> list[Json]:
-    """The owner's children that a plan does not name and that are not on their way out."""
+    """The owner's children that a plan does not name and that are not on their way out.
+
+    Never a claim, which holds what cannot be made again: it goes with its owner, or stays.
+    """
     wanted = set(named)
     return [
         child
         for child in children
         if ref(child) not in wanted
+        and child["kind"] != _CLAIM
         and belongs_to(child, owner_uid)
+        and not is_kept(child)
         and not child["metadata"].get("deletionTimestamp")
     ]
+
+
+def is_dismissible(item: Json, owner_label: str) -> bool:
+    """Whether a custom resource that a plan wants to go is the owner's and not yet on its way."""
+    metadata = item["metadata"]
+    return (
+        _label(item, MANAGED_BY_LABEL) == MANAGED_BY
+        and _label(item, OWNER_LABEL) == owner_label
+        and not metadata.get("deletionTimestamp")
+    )
 
 
 def without_nulls(data: Any) -> Any:

@@ -7,10 +7,11 @@ resourceVersion wins, so the answer to a write of ours is never undone by an old
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from assay_operator.cluster.topics import Topic, news, topics
 from assay_operator.plan import OWNER_LABEL, Json, Ref, ref
 
 _REMEMBERED_REMOVALS = 10_000
@@ -60,7 +61,8 @@ def place(item: Json) -> Place:
 def key_of(item: Json) -> Key | None:
     """Whose actor cares about `item`: its own, for a custom resource, or that of its owner.
 
-    None for an object without an owner label.
+    A custom resource is nobody's child, though another may have made it and is named in its label.
+    None for any other object without an owner label.
     """
     metadata = item["metadata"]
     if item["apiVersion"].startswith("assay.dev/"):
@@ -82,17 +84,20 @@ class View:
         self._children: defaultdict[Key, set[Place]] = defaultdict(set)
         self._owners: dict[Key, Place] = {}
         self._removed: OrderedDict[Place, int] = OrderedDict()
+        self._published: defaultdict[Topic, set[Place]] = defaultdict(set)
+        self._watchers: defaultdict[Topic, set[Key]] = defaultdict(set)
+        self._watched: dict[Key, frozenset[Topic]] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def put(self, item: Json, watched: bool = False, quiet: bool = False) -> bool:
+    def put(self, item: Json, watched: bool = False, by: Key | None = None) -> bool:
         """Takes in a state of an object.
 
         Args:
             item: the whole object; it is kept, so the caller must not change it any more.
             watched: whether a watch brought it, which proves that the watch lives.
-            quiet: wake nobody: the actor itself made this state.
+            by: whose actor made this state, and needs not be woken by it.
 
         Returns:
             whether it was news.
@@ -106,18 +111,17 @@ class View:
             return False
         item["metadata"].pop("managedFields", None)
         before = self._forget(where)
-        if before is not None and before != key:
-            self.wake(before)
         self._entries[where] = _Entry(item, number if watched else entry.watched if entry else 0)
         if _is_owner(where, key):
             self._owners[key] = where
+            for topic in topics(item):
+                self._published[topic].add(where)
         else:
             self._children[key].add(where)
-        if not quiet:
-            self.wake(key)
+        self._tell({before, key}, entry.item if entry else None, item, by)
         return True
 
-    def remove(self, item: Json, quiet: bool = False) -> bool:
+    def remove(self, item: Json, by: Key | None = None) -> bool:
         """Takes note that an object is gone; returns whether it was known.
 
         A newer object of the same name stays. The version is remembered, so that a late answer to
@@ -132,8 +136,7 @@ class View:
         if len(self._removed) > _REMEMBERED_REMOVALS:
             self._removed.popitem(last=False)
         key = self._forget(where)
-        if key is not None and not quiet:
-            self.wake(key)
+        self._tell({key}, entry.item if entry else None, None, by)
         return key is not None
 
     def owner(self, key: Key) -> Json | None:
@@ -143,6 +146,29 @@ class View:
 
     def owners(self) -> list[Key]:
         return list(self._owners)
+
+    def item(self, where: Place) -> Json | None:
+        """Any object."""
+        entry = self._entries.get(where)
+        return entry.item if entry else None
+
+    def find(self, topic: Topic) -> list[Json]:
+        """The custom resources under a topic, in the order of their places."""
+        return [self._entries[where].item for where in sorted(self._published.get(topic, ()))]
+
+    def watch(self, key: Key, looked_at: Iterable[Topic]) -> None:
+        """From now on news about these topics, and no others, wake `key`."""
+        wanted, had = frozenset(looked_at), self._watched.get(key, frozenset())
+        for topic in had - wanted:
+            self._watchers[topic].discard(key)
+            if not self._watchers[topic]:
+                del self._watchers[topic]
+        for topic in wanted - had:
+            self._watchers[topic].add(key)
+        if wanted:
+            self._watched[key] = wanted
+        else:
+            self._watched.pop(key, None)
 
     def children(self, key: Key) -> dict[Ref, Json]:
         """The live children but pods."""
@@ -164,6 +190,17 @@ class View:
         entry = self._entries.get(where)
         return entry.watched if entry else self._removed.get(where, 0)
 
+    def _tell(
+        self, keys: set[Key | None], before: Json | None, after: Json | None, by: Key | None
+    ) -> None:
+        """Wakes whoever an object that changed belongs to, and whoever looks at it."""
+        woken = set(keys)
+        for topic in news(before, after):
+            woken |= self._watchers.get(topic, set())
+        for key in woken:
+            if key is not None and key != by:
+                self.wake(key)
+
     def _of(self, key: Key) -> Iterator[tuple[Ref, Json]]:
         for where in self._children.get(key, ()):
             yield where.ref, self._entries[where].item
@@ -172,10 +209,14 @@ class View:
         """Takes an entry out of all indexes; returns whose it was."""
         entry = self._entries.pop(where, None)
         key = key_of(entry.item) if entry else None
-        if key is None:
+        if entry is None or key is None:
             return None
         if _is_owner(where, key):
             self._owners.pop(key, None)
+            for topic in topics(entry.item):
+                self._published[topic].discard(where)
+                if not self._published[topic]:
+                    del self._published[topic]
         elif key in self._children:
             self._children[key].discard(where)
             if not self._children[key]:

@@ -101,23 +101,25 @@ def deployment_failure(deployment: Json) -> Failure | None:
     return Failure(
         f"deployment/{deployment['metadata']['name']}",
         "PodsRejected",
-        f"The API server refuses the pods: {_short(condition.get('message', ''))}. "
+        f"The API server refuses the pods: {short(condition.get('message', ''))}. "
         "Raise the namespace's quota or Pod Security level, or change spec.template.",
         fatal=True,
     )
 
 
-def _where(pod: Json) -> str:
+def place_of(pod: Json) -> str:
+    """Where a failure of this pod is."""
     return f"pod/{pod['metadata']['name']}"
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
     """The end of a long message, on one line: an error stands at the end of a log."""
     line = " ".join(text.split()).rstrip(".")
     return line if len(line) <= _MESSAGE_LIMIT else "... " + line[-_MESSAGE_LIMIT:]
 
 
-def _container_status(pod: Json, container: str) -> Json:
+def container_status(pod: Json, container: str) -> Json:
+    """What the kubelet says of one container; empty as long as it says nothing."""
     statuses: list[Json] = pod.get("status", {}).get("containerStatuses") or []
     return next((item for item in statuses if item["name"] == container), {})
 
@@ -132,7 +134,7 @@ def _unschedulable(pod: Json, _container: str, _now: datetime) -> Failure | None
     missing = re.search(r'persistentvolumeclaim "([^"]+)" not found', text)
     if missing:
         return Failure(
-            _where(pod),
+            place_of(pod),
             "ClaimNotFound",
             f"PersistentVolumeClaim {missing[1]} does not exist in this namespace: create it, or "
             "correct spec.model.source.",
@@ -140,13 +142,13 @@ def _unschedulable(pod: Json, _container: str, _now: datetime) -> Failure | None
         )
     if "unbound immediate PersistentVolumeClaims" in text:
         return Failure(
-            _where(pod),
+            place_of(pod),
             "ClaimNotBound",
             "The PersistentVolumeClaim of spec.model.source has no volume yet: see "
             "`kubectl describe pvc`.",
             fatal=False,
         )
-    return Failure(_where(pod), "Unschedulable", _no_node(text), fatal=False)
+    return Failure(place_of(pod), "Unschedulable", _no_node(text), fatal=False)
 
 
 def _no_node(text: str) -> str:
@@ -168,7 +170,7 @@ def _no_node(text: str) -> str:
     if "untolerated taint" in text and not remedies:
         remedies.append("tolerate the taint in spec.template")
     advice = "; ".join(remedies) or "see `kubectl describe pod`"
-    return f"No node takes the pod: {_short(text)}. To mend it: {advice}."
+    return f"No node takes the pod: {short(text)}. To mend it: {advice}."
 
 
 _PULL_REASONS = {"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName"}
@@ -178,15 +180,15 @@ _PULL_FATAL = re.compile(
 
 
 def _image(pod: Json, container: str, _now: datetime) -> Failure | None:
-    waiting = _container_status(pod, container).get("state", {}).get("waiting", {})
+    waiting = container_status(pod, container).get("state", {}).get("waiting", {})
     if waiting.get("reason") not in _PULL_REASONS:
         return None
     text = waiting.get("message", "")
-    image = _container_status(pod, container).get("image", "")
+    image = container_status(pod, container).get("image", "")
     return Failure(
-        _where(pod),
+        place_of(pod),
         "ImagePullFailed",
-        f"Image {image} cannot be pulled: {_short(text)}. Correct the image's name, make the "
+        f"Image {image} cannot be pulled: {short(text)}. Correct the image's name, make the "
         "registry reachable, or give a pull secret (spec.template.spec.imagePullSecrets).",
         fatal=waiting["reason"] in {"InvalidImageName", "ErrImageNeverPull"}
         or bool(_PULL_FATAL.search(text)),
@@ -194,13 +196,13 @@ def _image(pod: Json, container: str, _now: datetime) -> Failure | None:
 
 
 def _not_created(pod: Json, container: str, now: datetime) -> Failure | None:
-    waiting = _container_status(pod, container).get("state", {}).get("waiting", {})
+    waiting = container_status(pod, container).get("state", {}).get("waiting", {})
     reason = waiting.get("reason")
     if reason in {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}:
         return Failure(
-            _where(pod),
+            place_of(pod),
             "ContainerNotCreated",
-            f"The container cannot be created: {_short(waiting.get('message', ''))}. Correct the "
+            f"The container cannot be created: {short(waiting.get('message', ''))}. Correct the "
             "image or spec.template.",
             fatal=True,
         )
@@ -211,7 +213,7 @@ def _not_created(pod: Json, container: str, now: datetime) -> Failure | None:
     if (now - since).total_seconds() < CREATING_SECONDS:
         return None
     return Failure(
-        _where(pod),
+        place_of(pod),
         "ContainerNotCreated",
         f"The container waits for more than {CREATING_SECONDS} s for its image or its volumes: "
         "`kubectl describe pod` says for which.",
@@ -220,7 +222,7 @@ def _not_created(pod: Json, container: str, now: datetime) -> Failure | None:
 
 
 def _exited(pod: Json, container: str, _now: datetime) -> Failure | None:
-    status = _container_status(pod, container)
+    status = container_status(pod, container)
     running = status.get("state", {}).get("running")
     ended = status.get("state", {}).get("terminated") or status.get("lastState", {}).get(
         "terminated"
@@ -229,7 +231,7 @@ def _exited(pod: Json, container: str, _now: datetime) -> Failure | None:
         return None
     code = ended.get("exitCode", 0)
     text = ended.get("message", "")
-    where, restarts = _where(pod), status.get("restartCount", 0)
+    where, restarts = place_of(pod), status.get("restartCount", 0)
     if ended.get("reason") == "OOMKilled":
         return Failure(
             where,
@@ -240,11 +242,11 @@ def _exited(pod: Json, container: str, _now: datetime) -> Failure | None:
             exit_code=code,
         )
     if code in LAUNCHER_EXITS:
-        return Failure(where, LAUNCHER_EXITS[code], _short(text), fatal=True, exit_code=code)
+        return Failure(where, LAUNCHER_EXITS[code], short(text), fatal=True, exit_code=code)
     for pattern, reason, remedy in _REMEDIES:
         if pattern.search(text):
-            return Failure(where, reason, f"{remedy} {_short(text)}", fatal=True, exit_code=code)
-    said = _short(text) or "it left no message, see `kubectl logs --previous`"
+            return Failure(where, reason, f"{remedy} {short(text)}", fatal=True, exit_code=code)
+    said = short(text) or "it left no message, see `kubectl logs --previous`"
     how = f"was killed by signal {code - 128}" if code > 128 else f"exited with code {code}"
     if restarts >= _CRASH_LOOP:
         return Failure(
@@ -265,7 +267,7 @@ def _exited(pod: Json, container: str, _now: datetime) -> Failure | None:
 
 def _unresponsive(pod: Json, container: str, _now: datetime) -> Failure | None:
     """A container that was ready since it started, and is not any more, has stopped answering."""
-    status = _container_status(pod, container)
+    status = container_status(pod, container)
     running = status.get("state", {}).get("running")
     ready = condition_of(pod, "Ready")
     # A router is not ready while it has no engine: that says nothing about itself.
@@ -278,7 +280,7 @@ def _unresponsive(pod: Json, container: str, _now: datetime) -> Failure | None:
     if ready["status"] == "True" or not started or not unready or unready <= started:
         return None
     return Failure(
-        _where(pod),
+        place_of(pod),
         "Unresponsive",
         "The container runs and has stopped answering: it gets no requests, and the kubelet "
         "restarts it unless it comes back. See `kubectl logs`.",

@@ -1,14 +1,15 @@
-"""The children that an InferenceService shall have, as plain data."""
+"""What all children of a service share, and its pods' templates, as plain data."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from assay_operator.api.engine import Resources
 from assay_operator.api.inference_service import InferenceServiceSpec
 from assay_operator.config import OperatorConfig
 from assay_operator.inference.merge import strategic_merge
@@ -18,6 +19,7 @@ from assay_operator.plan import MANAGED_BY, MANAGED_BY_LABEL, OWNER_LABEL, Json
 
 USER_ID = 65532
 MODEL_MOUNT = "/models"
+CHECKPOINTS_MOUNT = "/checkpoints"
 POINTER_MOUNT = "/etc/assay/pointer"
 WORKERS_MOUNT = "/etc/assay/workers"
 WORKERS_FILE = "workers.json"
@@ -29,6 +31,11 @@ workers and the router drains it, which was measured as 5.2 s; the engine still 
 FINISH_SECONDS = 180
 """From SIGTERM to SIGKILL: requests in flight run to their end."""
 _PROBE_PERIOD = 5
+_MOUNTED_AS = {MODEL_MOUNT: "model", CHECKPOINTS_MOUNT: "checkpoints"}
+"""How the volume of each place is called, in this order."""
+
+Layout = Mapping[str, str]
+"""What an engine's pod sees: by the place in its container, the volume's key (`volume_key`)."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,28 @@ class Source:
     path: str
     version: str
 
+    @property
+    def key(self) -> str:
+        """Of the volume."""
+        return volume_key(self.volume) or ""
+
+
+def volume_key(volume: Json) -> str | None:
+    """`pvc/CLAIM` or `oci/IMAGE`; None for a volume of another kind, as only overrides bring it."""
+    if claim := volume.get("persistentVolumeClaim"):
+        return f"pvc/{claim['claimName']}"
+    if image := volume.get("image"):
+        return f"oci/{image['reference']}"
+    return None
+
+
+def volume_of(key: str) -> Json:
+    """The volume, without its name, of a key."""
+    kind, _, name = key.partition("/")
+    if kind == "oci":
+        return {"image": {"reference": name}}
+    return {"persistentVolumeClaim": {"claimName": name}}
+
 
 def parse_source(source: str) -> Source:
     """Parses `pvc://CLAIM/PATH` and `oci://IMAGE`, which the CRD's rules have checked."""
@@ -116,151 +145,30 @@ def fingerprint(document: str) -> str:
     return hashlib.sha256(document.encode()).hexdigest()[:16]
 
 
-def desired(
-    identity: Identity,
-    spec: InferenceServiceSpec,
-    profile: EngineProfile,
-    config: OperatorConfig,
-    workers: str,
-) -> tuple[Json, ...]:
-    """All children of one service, in the order in which they are to be applied.
-
-    Args:
-        identity: the names.
-        spec: what the user wants.
-        profile: the resolved engine profile.
-        config: the administrator's defaults.
-        workers: the router's list of workers, as `workers_document` writes it.
-    """
-    source = parse_source(spec.model.source)
-    return (
-        _config_map(
-            identity,
-            identity.pointer,
-            "engine",
-            {"pointer.json": json.dumps({"path": source.path, "version": source.version})},
-        ),
-        _config_map(identity, identity.workers, "router", {WORKERS_FILE: workers}),
-        _deployment(
-            identity,
-            identity.engine,
-            "engine",
-            replicas=spec.replicas,
-            template=engine_template(identity, spec, profile, config),
-            progress_seconds=profile.startup_seconds + 600,
-        ),
-        _deployment(
-            identity,
-            identity.router,
-            "router",
-            replicas=spec.router.replicas if spec.replicas else 0,
-            template=router_template(identity, spec, config),
-            progress_seconds=600,
-        ),
-        _service(identity),
-        _disruption_budget(identity, identity.engine, "engine"),
-        _disruption_budget(identity, identity.router, "router"),
-    )
-
-
-def _metadata(identity: Identity, name: str, component: str) -> Json:
-    return {
-        "name": name,
-        "namespace": identity.namespace,
-        "labels": identity.labels(component),
-    }
-
-
-def _config_map(identity: Identity, name: str, component: str, data: dict[str, str]) -> Json:
-    return {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": _metadata(identity, name, component),
-        "data": data,
-    }
-
-
-def _service(identity: Identity) -> Json:
-    return {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": _metadata(identity, identity.name, "router"),
-        "spec": {
-            "type": "ClusterIP",
-            "selector": identity.selector("router"),
-            "ports": [
-                {"name": "http", "port": 80, "targetPort": "http", "protocol": "TCP"},
-            ],
-        },
-    }
-
-
-def _disruption_budget(identity: Identity, name: str, component: str) -> Json:
-    return {
-        "apiVersion": "policy/v1",
-        "kind": "PodDisruptionBudget",
-        "metadata": _metadata(identity, name, component),
-        "spec": {
-            "maxUnavailable": 1,
-            # A pod that serves nobody must not keep a node from being drained.
-            "unhealthyPodEvictionPolicy": "AlwaysAllow",
-            "selector": {"matchLabels": identity.selector(component)},
-        },
-    }
-
-
-def _deployment(
-    identity: Identity,
-    name: str,
-    component: str,
-    *,
-    replicas: int,
-    template: Json,
-    progress_seconds: int,
-) -> Json:
-    return {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": _metadata(identity, name, component),
-        "spec": {
-            "replicas": replicas,
-            "revisionHistoryLimit": 3,
-            "progressDeadlineSeconds": progress_seconds,
-            # The operator needs a moment to prove a new replica and to route to it before an old
-            # one goes.
-            "minReadySeconds": 10,
-            "strategy": {
-                "type": "RollingUpdate",
-                # A lone replica is replaced without a gap. Of several, one may go first: where
-                # no GPU is spare, waiting for a surge pod would never end.
-                "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 1 if replicas > 1 else 0},
-            },
-            "selector": {"matchLabels": identity.selector(component)},
-            "template": template,
-        },
-    }
-
-
-_CONTAINER_SECURITY: Json = {
+POD_SECURITY: Json = {
+    "runAsNonRoot": True,
+    "runAsUser": USER_ID,
+    "runAsGroup": USER_ID,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+CONTAINER_SECURITY: Json = {
     "allowPrivilegeEscalation": False,
     "readOnlyRootFilesystem": True,
     "capabilities": {"drop": ["ALL"]},
 }
+"""With these a pod satisfies the Pod Security level `restricted`."""
 
 
-def _pod(identity: Identity, component: str, spec: Json, annotations: dict[str, str]) -> Json:
+def pod_template(
+    identity: Identity, component: str, spec: Json, annotations: dict[str, str]
+) -> Json:
     """A pod template with what every pod of ours has: no token, no privilege, spread out."""
     return {
         "metadata": {"labels": identity.labels(component), "annotations": annotations},
         "spec": {
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
-            "securityContext": {
-                "runAsNonRoot": True,
-                "runAsUser": USER_ID,
-                "runAsGroup": USER_ID,
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
+            "securityContext": POD_SECURITY,
             "topologySpreadConstraints": [
                 {
                     "maxSkew": 1,
@@ -306,8 +214,8 @@ def engine_arguments(
     ]
 
 
-def _resources(spec: InferenceServiceSpec, profile: EngineProfile) -> Json:
-    wanted = spec.engine.resources
+def resources(wanted: Resources | None, profile: EngineProfile) -> Json:
+    """A container's requests and limits: those of the profile, the user's over them, its GPUs."""
     limits: dict[str, Any] = dict((wanted and wanted.limits) or {})
     # As in Kubernetes itself, a limit without a request is the request too: otherwise a limit
     # below the profile's request would be refused.
@@ -322,12 +230,27 @@ def engine_template(
     spec: InferenceServiceSpec,
     profile: EngineProfile,
     config: OperatorConfig,
+    *,
+    version: str | None = None,
+    layout: Layout | None = None,
 ) -> Json:
-    """The engine's pod template: ours, then the administrator's overrides, then the user's."""
-    source = parse_source(spec.model.source)
+    """The engine's pod template: ours, then the administrator's overrides, then the user's.
+
+    Args:
+        identity: the names.
+        spec: what the user wants.
+        profile: the resolved engine profile.
+        config: the administrator's defaults.
+        version: that the pods are made for. Default: that of spec.model.source.
+        layout: what they mount. Default: spec.model.source.
+    """
+    if version is None or layout is None:
+        source = parse_source(spec.model.source)
+        version, layout = version or source.version, layout or {MODEL_MOUNT: source.key}
+    weights, seen = _weights(layout)
     accelerator_class = spec.engine.accelerator.partition("-")[0]
     mounts = [
-        {"name": "model", "mountPath": MODEL_MOUNT, "readOnly": True},
+        *seen,
         {"name": "pointer", "mountPath": POINTER_MOUNT, "readOnly": True},
         {"name": "cache", "mountPath": "/cache"},
         {"name": "tmp", "mountPath": "/tmp"},
@@ -341,7 +264,7 @@ def engine_template(
         "args": engine_arguments(identity, spec, profile),
         "env": [{"name": key, "value": value} for key, value in sorted(profile.env.items())],
         "ports": [{"name": "http", "containerPort": ENGINE_PORT, "protocol": "TCP"}],
-        "resources": _resources(spec, profile),
+        "resources": resources(spec.engine.resources, profile),
         "volumeMounts": mounts,
         "startupProbe": _http_probe(
             "/health", _PROBE_PERIOD, 5, math.ceil(profile.startup_seconds / _PROBE_PERIOD)
@@ -352,12 +275,12 @@ def engine_template(
         "readinessProbe": _http_probe("/ready", _PROBE_PERIOD, 5, 2),
         "lifecycle": {"preStop": {"sleep": {"seconds": DRAIN_SECONDS}}},
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "securityContext": _CONTAINER_SECURITY,
+        "securityContext": CONTAINER_SECURITY,
     }
     pod: Json = {
         "containers": [container],
         "volumes": [
-            {"name": "model", **source.volume},
+            *weights,
             {"name": "pointer", "configMap": {"name": identity.pointer}},
             {"name": "cache", "emptyDir": {}},
             {"name": "tmp", "emptyDir": {}},
@@ -367,14 +290,26 @@ def engine_template(
         # As PID 1 a process without a handler never gets its SIGTERM: an engine that is deleted
         # while it loads, before SGLang sets one, would stay for the whole grace period.
         "shareProcessNamespace": True,
-        **_placement(profile),
+        **placement(profile),
     }
-    template = _pod(identity, "engine", pod, {VERSION_ANNOTATION: source.version})
+    template = pod_template(identity, "engine", pod, {VERSION_ANNOTATION: version})
     template = strategic_merge(template, config.engine.templates.get(accelerator_class, {}))
     return strategic_merge(template, spec.template or {})
 
 
-def _placement(profile: EngineProfile) -> Json:
+def _weights(layout: Layout) -> tuple[list[Json], list[Json]]:
+    """The volumes of a layout and their mounts. One volume in two places is one volume: a kubelet
+    may wait for ever for the second."""
+    names: dict[str, str] = {}
+    mounts = []
+    for place, name in _MOUNTED_AS.items():
+        if key := layout.get(place):
+            mounted = {"name": names.setdefault(key, name), "mountPath": place, "readOnly": True}
+            mounts.append(mounted)
+    return [{"name": name, **volume_of(key)} for key, name in names.items()], mounts
+
+
+def placement(profile: EngineProfile) -> Json:
     """Where GPU pods may run: on nodes of the right product, tainted ones included."""
     if not profile.resource:
         return {}
@@ -451,7 +386,7 @@ def router_template(identity: Identity, spec: InferenceServiceSpec, config: Oper
         "readinessProbe": _http_probe("/readiness", 1, 2, 2),
         "lifecycle": {"preStop": {"sleep": {"seconds": 5}}},
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "securityContext": _CONTAINER_SECURITY,
+        "securityContext": CONTAINER_SECURITY,
     }
     pod: Json = {
         "containers": [container],
@@ -461,4 +396,4 @@ def router_template(identity: Identity, spec: InferenceServiceSpec, config: Oper
         ],
         "terminationGracePeriodSeconds": FINISH_SECONDS,
     }
-    return strategic_merge(_pod(identity, "router", pod, {}), config.router.template)
+    return strategic_merge(pod_template(identity, "router", pod, {}), config.router.template)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Literal
 
 from assay_operator.plan import Json, Ref
 
@@ -30,6 +31,39 @@ class Probe:
 
 
 @dataclass(frozen=True)
+class LoadState:
+    """What this process knows of a load that it started in one engine.
+
+    It knows nothing of what another process started, nor of an engine that was started anew since:
+    whoever decides by it must be able to do without.
+
+    Attributes:
+        version: of the weights that are, or were, to be loaded.
+        state: `done` means that the engine reports the version since.
+        message: why it failed, in one line.
+        token: of the `Load` that ordered it.
+    """
+
+    version: str
+    state: Literal["running", "done", "failed"]
+    message: str = ""
+    token: str = ""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one engine is at, None where it does not tell.
+
+    Attributes:
+        requests: running and waiting ones.
+        paused: whether it holds them back.
+    """
+
+    requests: int | None = None
+    paused: bool | None = None
+
+
+@dataclass(frozen=True)
 class Observation:
     """The world as far as one InferenceService is concerned.
 
@@ -38,10 +72,20 @@ class Observation:
         children: its live children but pods, by kind and name.
         engines: its engine pods, raw, terminating ones included.
         routers: its router pods, raw, terminating ones included.
-        probes: by uid of the engine pod; a pod that is not ready, or was not asked, is absent.
+        probes: by uid of the engine pod; one that was not asked is absent. Asked are the ready
+            ones, and during a rollout all that have started.
         listings: by uid of the router pod, the URLs of the healthy workers that it lists; None
-            where it did not answer; absent where it is not ready.
+            where it did not answer; absent where it was not asked, as with engines.
+        known: as listings, with the workers that the router finds unwell or drains.
         rejections: the API server's words about children that it refused in the last pass.
+        works: by uid of the engine pod, what it is at; during a rollout only.
+        loads: by uid of the engine pod, what this process knows of the last load.
+        jobs: pods of Jobs of this service, raw, terminating ones included.
+        checkpoints: the Checkpoint that it pins, or all those of the job that it follows.
+        followed: the job that it follows, None where there is none.
+        grants: the CheckpointGrants of that job's namespace.
+        found: objects of the user's that the spec refers to by name, None where there is none;
+            what could not be looked up is absent.
     """
 
     service: Json
@@ -51,6 +95,14 @@ class Observation:
     probes: Mapping[str, Probe] = field(default_factory=dict)
     listings: Mapping[str, frozenset[str] | None] = field(default_factory=dict)
     rejections: Mapping[Ref, str] = field(default_factory=dict)
+    known: Mapping[str, frozenset[str] | None] = field(default_factory=dict)
+    works: Mapping[str, Work] = field(default_factory=dict)
+    loads: Mapping[str, LoadState] = field(default_factory=dict)
+    jobs: tuple[Json, ...] = ()
+    checkpoints: tuple[Json, ...] = ()
+    followed: Json | None = None
+    grants: tuple[Json, ...] = ()
+    found: Mapping[Ref, Json | None] = field(default_factory=dict)
 
 
 def labels_of(item: Json) -> dict[str, str]:

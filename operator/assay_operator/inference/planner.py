@@ -1,111 +1,65 @@
-"""From an InferenceService and what is seen of it to what shall be done: one pure function."""
+"""From an InferenceService and what is seen of it to what shall be done: one pure function.
+
+What shall be served is chosen in targets.py, and how it comes into engines is decided in
+rollout.py. Here both are made from what is seen, and the plan from both.
+"""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from pydantic import ValidationError
 
 from assay_operator.api.inference_service import InferenceServiceSpec
+from assay_operator.api.meta import seconds
+from assay_operator.conditions import Verdict, validation_message
 from assay_operator.config import OperatorConfig
 from assay_operator.inference import status as report
+from assay_operator.inference.children import desired
+from assay_operator.inference.memory import Memory, Notes, kept, recall, with_notes
 from assay_operator.inference.objects import (
-    VERSION_ANNOTATION,
+    FINISH_SECONDS,
     WORKERS_ANNOTATION,
-    WORKERS_FILE,
     Identity,
-    desired,
+    Layout,
+    engine_template,
     fingerprint,
-    parse_source,
     workers_document,
 )
-from assay_operator.inference.observation import (
-    Observation,
-    engine_url,
-    is_ready,
-    is_terminating,
-    ready_since,
+from assay_operator.inference.observation import Observation, is_terminating
+from assay_operator.inference.places import (
+    additions,
+    layout_for,
+    mount_of,
+    overridden,
+    provides,
 )
-from assay_operator.inference.profiles import UnsupportedProfile, resolve
-from assay_operator.plan import Annotate, Json, Plan, Ref
+from assay_operator.inference.profiles import EngineProfile, UnsupportedProfile, resolve
+from assay_operator.inference.replicas import (
+    Fleet,
+    Membership,
+    annotation,
+    membership,
+)
+from assay_operator.inference.results import JobResult
+from assay_operator.inference.rollout import step
+from assay_operator.inference.rollout_state import Rollout, read
+from assay_operator.inference.rollout_world import Policy, Replica, Step, Target, World
+from assay_operator.inference.targets import Choice, choose, suite_missing
+from assay_operator.inference.targets_case import digest_of
+from assay_operator.inference.trials import Trial, results, scores, trial_objects
+from assay_operator.plan import Action, Annotate, Json, Load, Plan, Restart
 
 SETTLED_SECONDS = 30.0
 """How often a service in order is looked at: nothing tells us that an engine stopped answering."""
-ROUTED_SECONDS = 3
-"""From a router pod's readiness until every node's kube-proxy sends the Service's requests there.
-Nothing tells when that is so; a service that were called ready before could refuse a connection."""
 UNSETTLED_SECONDS = 1.0
 """How often while an answer over HTTP is awaited, which no watch announces."""
-
-
-@dataclass(frozen=True)
-class Membership:
-    """Which engines the router shall use, and which it does use.
-
-    Attributes:
-        members: uid -> URL of the engines that belong into the list of workers.
-        routable: uids of the members that every router that answers lists as healthy.
-        awaited: whether an answer that may change this is still missing.
-    """
-
-    members: dict[str, str]
-    routable: frozenset[str]
-    awaited: bool
-
-
-def membership(observation: Observation, identity: Identity, now: datetime) -> Membership:
-    """Decides the list of workers from probes and readiness.
-
-    An engine becomes a member once it is ready, reports the version that its pod was made for and
-    has generated a token. A member that merely could not be asked stays one: silence is unknown,
-    not broken. A pod on its way out is no member from the moment of its deletion.
-    """
-    listed = _listed_urls(observation, identity)
-    members: dict[str, str] = {}
-    awaited = False
-    for pod in observation.engines:
-        url = engine_url(pod)
-        if not url or not is_ready(pod):
-            continue
-        uid = pod["metadata"]["uid"]
-        probe = observation.probes.get(uid)
-        wanted = _annotation(pod, VERSION_ANNOTATION)
-        if probe and probe.generated and probe.version == wanted:
-            members[uid] = url
-        elif (probe is None or probe.version is None) and url in listed:
-            members[uid] = url
-            awaited = True
-        else:
-            awaited = True
-    routable = _routable(observation, members, now)
-    routers_wait = bool(members) and len(routable) < len(members)
-    return Membership(members, routable, awaited or routers_wait)
-
-
-def _listed_urls(observation: Observation, identity: Identity) -> frozenset[str]:
-    """The list of workers as it stands in the cluster."""
-    config_map = observation.children.get(Ref("ConfigMap", identity.workers), {})
-    document = (config_map.get("data") or {}).get(WORKERS_FILE)
-    if not document:
-        return frozenset()
-    return frozenset(worker["url"] for worker in json.loads(document)["workers"])
-
-
-def _routable(observation: Observation, members: dict[str, str], now: datetime) -> frozenset[str]:
-    routers = {pod["metadata"]["uid"] for pod in observation.routers if _is_reached(pod, now)}
-    listings = observation.listings.items()
-    answers = [urls for uid, urls in listings if urls is not None and uid in routers]
-    if not answers:
-        return frozenset()
-    return frozenset(uid for uid, url in members.items() if all(url in urls for urls in answers))
-
-
-def _is_reached(router: Json, now: datetime) -> bool:
-    """Whether requests to the Service can be expected to arrive at this router."""
-    since = ready_since(router)
-    return since is not None and (now - since).total_seconds() >= ROUTED_SECONDS
+MISSING_SECONDS = 3.0
+"""How often while an object of the user's is missing, which no watch announces either."""
+START_SLACK_SECONDS = 600.0
+"""A new pod may wait for its image and its volumes so long beyond the engine's own start."""
 
 
 def plan(observation: Observation, config: OperatorConfig, now: datetime) -> Plan:
@@ -120,8 +74,6 @@ def plan(observation: Observation, config: OperatorConfig, now: datetime) -> Pla
         the complete children, status, Events and actions. A spec that cannot be carried out gives
         a plan that says so in status and touches no child.
     """
-    metadata = observation.service["metadata"]
-    identity = Identity(metadata["name"], metadata["namespace"])
     try:
         spec = InferenceServiceSpec.model_validate(observation.service["spec"])
         profile = resolve(
@@ -131,45 +83,252 @@ def plan(observation: Observation, config: OperatorConfig, now: datetime) -> Pla
             spec.engine.parallelism,
         )
     except ValidationError as error:
-        return _refused(observation, "InvalidSpec", report.validation_message(error), now)
+        refused = Verdict(False, "InvalidSpec", validation_message(error))
+        return _refused(observation, refused, now)
     except UnsupportedProfile as error:
-        return _refused(observation, "UnsupportedProfile", str(error), now)
-    group = membership(observation, identity, now)
-    document = workers_document(group.members.values())
-    facts = report.Facts(
-        identity=identity,
-        spec=spec,
-        target=parse_source(spec.model.source).version,
-        served=_served_versions(observation, group.routable),
-        routable=len(group.routable),
-    )
-    status = report.status(observation, facts, now)
-    return Plan(
-        objects=desired(identity, spec, profile, config, document),
-        status=status,
-        events=report.events(observation.service.get("status") or {}, status),
-        actions=_nudges(observation, fingerprint(document)),
-        next_look=UNSETTLED_SECONDS if group.awaited else SETTLED_SECONDS,
-    )
+        return _refused(observation, Verdict(False, "UnsupportedProfile", str(error)), now)
+    memory = recall(observation.service.get("status") or {})
+    choice = choose(observation, spec, memory)
+    if choice.target is None:
+        look = MISSING_SECONDS if choice.waits else SETTLED_SECONDS
+        return _refused(observation, choice.verdict, now, ("Applied", "Ready", "Target"), look)
+    return _Planner(observation, config, now, spec, profile, memory, choice, choice.target).plan()
 
 
-def _refused(observation: Observation, reason: str, message: str, now: datetime) -> Plan:
-    status = report.refused_status(observation, reason, message, now)
+def _refused(
+    observation: Observation,
+    verdict: Verdict,
+    now: datetime,
+    kinds: tuple[str, ...] = ("Applied", "Ready"),
+    next_look: float = SETTLED_SECONDS,
+) -> Plan:
+    status = report.refused_status(observation, verdict, now, kinds)
     return Plan(
         status=status,
         events=report.events(observation.service.get("status") or {}, status),
-        next_look=SETTLED_SECONDS,
+        next_look=next_look,
         prune=False,
     )
 
 
-def _served_versions(observation: Observation, routable: frozenset[str]) -> tuple[str, ...]:
-    versions = {
-        pod["metadata"]["annotations"][VERSION_ANNOTATION]
-        for pod in observation.engines
-        if pod["metadata"]["uid"] in routable
-    }
-    return tuple(sorted(versions))
+@dataclass(frozen=True)
+class _Planner:
+    """The planning of one service whose spec can be carried out."""
+
+    observation: Observation
+    config: OperatorConfig
+    now: datetime
+    spec: InferenceServiceSpec
+    profile: EngineProfile
+    memory: Memory
+    choice: Choice
+    target: Target
+
+    @property
+    def identity(self) -> Identity:
+        metadata = self.observation.service["metadata"]
+        return Identity(metadata["name"], metadata["namespace"])
+
+    @property
+    def old(self) -> Json:
+        """The status as it stands."""
+        return self.observation.service.get("status") or {}
+
+    def plan(self) -> Plan:
+        free = self._free()
+        fleet = Fleet(self.observation, self.target, self.memory.known, free, self.now)
+        found = fleet.replicas()
+        outcomes = self._outcomes()
+        made = step(self.old.get("rollout"), self._world(found, outcomes))
+        rollout = read(made.state)
+        group = membership(self.observation, self.identity, found, made, self._holding())
+        layout = self._layout(made, rollout)
+        template = self._template(made.template, layout)
+        document = workers_document(group.members.values())
+        notes = self._notes(made, rollout, layout, outcomes)
+        facts = self._facts(made, rollout, notes, group, found)
+        status = report.status(self.observation, facts, self.now)
+        trial = Trial(self.identity, self.spec, self.config, self.profile, template)
+        return Plan(
+            objects=(
+                *desired(
+                    self.identity,
+                    self.spec,
+                    self.profile,
+                    self.config,
+                    template=template,
+                    pointer=made.pointer,
+                    workers=document,
+                    surge=made.surge,
+                ),
+                *trial_objects(trial, made, rollout, self.observation, found),
+            ),
+            status=status,
+            events=(*made.events, *report.events(self.old, status)),
+            actions=(
+                *_nudges(self.observation, fingerprint(document)),
+                *self._actions(made, rollout, free),
+            ),
+            next_look=self._next_look(made, rollout, group),
+        )
+
+    def _world(self, found: tuple[Replica, ...], outcomes: Mapping[str, JobResult]) -> World:
+        return World(
+            now=self.now,
+            target=self.target,
+            served=self.memory.served,
+            replicas=found,
+            wanted=self.spec.replicas,
+            policy=self._policy(),
+            results=outcomes,
+            retry=self.choice.retry,
+            refused=self.memory.refused,
+            history=self.memory.history,
+            pointer=self.choice.pointer,
+            gated=self.choice.gated,
+        )
+
+    def _holding(self) -> str | None:
+        """The uid of the canary that serves in its hold, as the status has it."""
+        rollout = self.memory.rollout
+        if rollout is None or rollout.phase != "Holding" or rollout.canary is None:
+            return None
+        return rollout.canary.uid
+
+    def _policy(self) -> Policy:
+        wanted, start = self.spec.rollout, float(self.profile.startup_seconds)
+        gate = wanted.gate
+        return Policy(
+            strategy=wanted.strategy,
+            in_flight=wanted.inFlight,
+            max_unavailable=self.spec.max_unavailable,
+            hold=seconds(wanted.canary.hold),
+            paused=wanted.paused,
+            gate=gate is not None,
+            min_score=gate is not None and gate.minScore is not None,
+            # One that has an engine of its own has to wait for its start.
+            gate_seconds=start + (seconds(gate.timeout) if gate else 0),
+            start_seconds=start + START_SLACK_SECONDS,
+            drain_seconds=FINISH_SECONDS,
+        )
+
+    def _outcomes(self) -> dict[str, JobResult]:
+        rollout = self.memory.rollout
+        return results(
+            self.observation,
+            self.identity,
+            self.spec,
+            rollout.job if rollout else None,
+            missing=suite_missing(self.observation, self.spec),
+            now=self.now,
+        )
+
+    def _template(self, version: str, layout: Layout) -> Json:
+        return engine_template(
+            self.identity, self.spec, self.profile, self.config, version=version, layout=layout
+        )
+
+    def _free(self) -> frozenset[str]:
+        """The places where overrides mount volumes of their own."""
+        kind = self.spec.engine.accelerator.partition("-")[0]
+        if not (self.spec.template or self.config.engine.templates.get(kind)):
+            return frozenset()
+        return overridden(lambda layout: self._template("", layout))
+
+    def _layout(self, made: Step, rollout: Rollout | None) -> dict[str, str]:
+        """What the engines' pods mount.
+
+        It belongs to the template's version: another layout is another template, for which all
+        pods are made anew. So it stays while weights change in place, and comes back with the
+        version where a rollout goes back. Only a volume that the spec asks for besides is added,
+        while nothing else is going on.
+        """
+        known = self.memory.notes.layouts.get(made.template)
+        if known is None:
+            return layout_for(made.pointer, self.choice.others)
+        before, mine = self.memory.rollout, mount_of(made.pointer)
+        if known.get(mine) != made.pointer.volume:
+            known = {**known, mine: made.pointer.volume}
+        if before and before.over and rollout and rollout.over:
+            return {**known, **additions(known, self.choice.others)}
+        return known
+
+    def _facts(
+        self,
+        made: Step,
+        rollout: Rollout | None,
+        notes: Notes,
+        group: Membership,
+        found: Iterable[Replica],
+    ) -> report.Facts:
+        versions = {each.uid: each.version for each in found}
+        served = {versions[uid] or made.pointer.version for uid in group.routable}
+        return report.Facts(
+            identity=self.identity,
+            spec=self.spec,
+            wanted=self.target,
+            target=self.choice.verdict,
+            step=made,
+            rollout=rollout,
+            state=with_notes(made.state, notes) if made.state is not None else None,
+            served=tuple(sorted(served)),
+            routable=len(group.routable),
+            score=self._score(made.served, notes),
+        )
+
+    def _notes(
+        self,
+        made: Step,
+        rollout: Rollout | None,
+        layout: Layout,
+        outcomes: Mapping[str, JobResult],
+    ) -> Notes:
+        known = self.memory.notes
+        found = {**known.scores, **scores(self.memory.rollout, outcomes)}
+        notes = replace(known, scores=found, rollback=self.choice.rollback)
+        if rollout is None:
+            return notes
+        return kept(notes, rollout, made.template, layout, made.history)
+
+    def _score(self, served: Target | None, notes: Notes) -> float | None:
+        """Of what is served: what the gate found here, or else what its Checkpoint says."""
+        if served is None:
+            return None
+        if served.version in notes.scores:
+            return notes.scores[served.version]
+        for item in self.observation.checkpoints:
+            if digest_of(item) == served.version:
+                score: float | None = (item.get("status") or {}).get("score")
+                return score
+        before = self.old.get("served") or {}
+        same = before.get("version") == served.version
+        return self.old.get("score") if same else None
+
+    def _actions(
+        self, made: Step, rollout: Rollout | None, free: frozenset[str]
+    ) -> Iterator[Action]:
+        """The step's actions. Where a pod sees another volume than the one that the weights lie on,
+        a load would give it other bytes under their name: such a pod is made anew."""
+        pods = {pod["metadata"]["name"]: pod for pod in self.observation.engines}
+        places = (rollout.origin, rollout.target) if rollout else ()
+        for action in made.actions:
+            if isinstance(action, Load):
+                place = next((each for each in places if each.version == action.version), None)
+                if place is None or not provides(pods[action.pod], place, free):
+                    if not self.spec.rollout.paused:
+                        yield Restart(action.pod)
+                    continue
+            yield action
+
+    def _next_look(self, made: Step, rollout: Rollout | None, group: Membership) -> float:
+        looks = [UNSETTLED_SECONDS if group.awaited else SETTLED_SECONDS]
+        if self.choice.waits:
+            looks.append(MISSING_SECONDS)
+        # A first note of what is served opens nothing, so nobody has to hurry for it.
+        noted = self.memory.rollout is None and (rollout is None or rollout.over)
+        if not noted or made.actions:
+            looks.append(made.next_look)
+        return min(looks)
 
 
 def _nudges(observation: Observation, document: str) -> tuple[Annotate, ...]:
@@ -180,10 +339,5 @@ def _nudges(observation: Observation, document: str) -> tuple[Annotate, ...]:
     return tuple(
         Annotate(pod["metadata"]["name"], WORKERS_ANNOTATION, document)
         for pod in observation.routers
-        if not is_terminating(pod) and _annotation(pod, WORKERS_ANNOTATION) != document
+        if not is_terminating(pod) and annotation(pod, WORKERS_ANNOTATION) != document
     )
-
-
-def _annotation(item: Json, key: str) -> str | None:
-    value: str | None = (item["metadata"].get("annotations") or {}).get(key)
-    return value

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from assay_operator.api.inference_service import Accelerator, Parallelism, Profile, Tuning
+from assay_operator.api.engine import Accelerator, Parallelism, Profile, Tuning
 
 _Key = tuple[str, str, str]
 

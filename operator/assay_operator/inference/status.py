@@ -5,17 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from pydantic import ValidationError
-
 from assay_operator.api.inference_service import InferenceServiceSpec
+from assay_operator.conditions import Verdict, by_type, conditions, last_failure
 from assay_operator.inference.failures import (
     Failure,
     deployment_failure,
     first_failure,
     pod_failure,
 )
+from assay_operator.inference.memory import as_status
 from assay_operator.inference.objects import Identity
 from assay_operator.inference.observation import Observation, is_ready, is_terminating
+from assay_operator.inference.replicas import probe_failure
+from assay_operator.inference.rollout_state import Rollout
+from assay_operator.inference.rollout_words import who
+from assay_operator.inference.rollout_world import Step, Target
 from assay_operator.plan import Event, Json, Ref
 
 
@@ -26,33 +30,31 @@ class Facts:
     Attributes:
         identity: names of the service.
         spec: what the user wants.
-        target: the version that shall be served.
+        wanted: the weights that shall be served, and
+        target: whether they are what the spec asks for.
+        step: of the rollout.
+        rollout: what the step leaves, None while nothing was ever served.
+        state: the same as the status keeps it, with the planner's notes.
         served: the versions that routable replicas serve.
         routable: how many replicas are routable.
+        score: of the weights that are served, as far as one is known.
     """
 
     identity: Identity
     spec: InferenceServiceSpec
-    target: str
+    wanted: Target
+    target: Verdict
+    step: Step
+    rollout: Rollout | None
+    state: Json | None
     served: tuple[str, ...]
     routable: int
+    score: float | None
 
-
-@dataclass(frozen=True)
-class Verdict:
-    """A condition before it has a time."""
-
-    holds: bool
-    reason: str
-    message: str
-
-
-def validation_message(error: ValidationError) -> str:
-    """A pydantic error as one sentence a field, with the field's path."""
-    return "; ".join(
-        f"spec.{'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
-        for item in error.errors()
-    )
+    @property
+    def version(self) -> str:
+        """Of the weights that engines start with."""
+        return self.step.pointer.version
 
 
 def status(observation: Observation, facts: Facts, now: datetime) -> Json:
@@ -67,9 +69,12 @@ def status(observation: Observation, facts: Facts, now: datetime) -> Json:
         "EnginesReady": engines_ready,
         "RouterReady": router_ready,
         "Ready": _ready(facts, applied, engines_ready, router_ready),
+        "Target": facts.target,
+        "RolledOut": _rolled_out(facts),
     }
     wanted = facts.spec.replicas
-    checkpoint = facts.target if facts.target in facts.served else ", ".join(facts.served)
+    checkpoint = facts.version if facts.version in facts.served else ", ".join(facts.served)
+    served = facts.step.served
     selector = facts.identity.selector("engine")
     return _assemble(
         observation,
@@ -82,24 +87,36 @@ def status(observation: Observation, facts: Facts, now: datetime) -> Json:
             "routable": f"{facts.routable}/{wanted}",
             "selector": ",".join(f"{key}={value}" for key, value in sorted(selector.items())),
             "checkpoint": checkpoint or None,
+            "score": facts.score,
             "url": facts.identity.url,
+            "served": as_status(served) if served else None,
+            "rollout": facts.state,
+            "history": list(facts.step.history) or None,
+            "refused": list(facts.step.refused) or None,
         },
     )
 
 
-def refused_status(observation: Observation, reason: str, message: str, now: datetime) -> Json:
-    """The status of a service whose spec cannot be carried out: what serves goes on serving."""
+def refused_status(
+    observation: Observation, refused: Verdict, now: datetime, kinds: tuple[str, ...]
+) -> Json:
+    """The status of a service whose spec cannot be carried out: what serves goes on serving.
+
+    Args:
+        observation: what is seen of it.
+        refused: why not, and what to do.
+        now: the time, with a zone.
+        kinds: the conditions that say so.
+    """
     old = observation.service.get("status") or {}
     kept = {
         key: value
         for key, value in old.items()
         if key not in {"conditions", "observedGeneration", "lastFailure"}
     }
-    verdict = Verdict(False, reason, message)
     name = observation.service["metadata"]["name"]
-    failure = Failure(f"inferenceservice/{name}", reason, message, fatal=True)
-    verdicts = {"Applied": verdict, "Ready": verdict}
-    return _assemble(observation, verdicts, failure, now, kept)
+    failure = Failure(f"inferenceservice/{name}", refused.reason, refused.message, fatal=True)
+    return _assemble(observation, dict.fromkeys(kinds, refused), failure, now, kept)
 
 
 def _assemble(
@@ -111,60 +128,13 @@ def _assemble(
 ) -> Json:
     old = observation.service.get("status") or {}
     generation = observation.service["metadata"].get("generation", 0)
-    previous = _by_type(old)
     complete = {
         "observedGeneration": generation,
         **fields,
-        "conditions": [
-            _condition(kind, verdict, previous.get(kind), generation, now)
-            for kind, verdict in verdicts.items()
-        ],
-        "lastFailure": _last_failure(failure, old.get("lastFailure"), now),
+        "conditions": conditions(verdicts, old, generation, now),
+        "lastFailure": last_failure(failure, old.get("lastFailure"), now),
     }
     return {key: value for key, value in complete.items() if value is not None}
-
-
-def stamp(now: datetime) -> str:
-    """A time as Kubernetes writes it."""
-    return now.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _condition(
-    kind: str, verdict: Verdict, previous: Json | None, generation: int, now: datetime
-) -> Json:
-    value = "True" if verdict.holds else "False"
-    unchanged = previous is not None and previous["status"] == value
-    return {
-        "type": kind,
-        "status": value,
-        "reason": verdict.reason,
-        "message": verdict.message,
-        "lastTransitionTime": previous["lastTransitionTime"]
-        if unchanged and previous
-        else stamp(now),
-        "observedGeneration": generation,
-    }
-
-
-def _last_failure(failure: Failure | None, previous: Json | None, now: datetime) -> Json | None:
-    """The failure as status keeps it: the time of the first sight stays while it is the same."""
-    if failure is None:
-        return previous
-    same = (
-        previous is not None
-        and previous["where"] == failure.where
-        and previous["reason"] == failure.reason
-    )
-    shown: Json = {
-        "where": failure.where,
-        "reason": failure.reason,
-        "message": failure.message,
-        "fatal": failure.fatal,
-        "time": previous["time"] if same and previous else stamp(now),
-    }
-    if failure.exit_code is not None:
-        shown["exitCode"] = failure.exit_code
-    return shown
 
 
 def current_failure(observation: Observation, identity: Identity, now: datetime) -> Failure | None:
@@ -182,22 +152,12 @@ def current_failure(observation: Observation, identity: Identity, now: datetime)
             *refused,
             *(deployment_failure(item) for item in deployments if item),
             *(pod_failure(pod, "engine", now) for pod in observation.engines),
-            *(_probe_failure(observation, pod) for pod in observation.engines),
+            *(
+                probe_failure(pod, observation.probes.get(pod["metadata"]["uid"]))
+                for pod in observation.engines
+            ),
             *(pod_failure(pod, "router", now) for pod in observation.routers),
         ]
-    )
-
-
-def _probe_failure(observation: Observation, pod: Json) -> Failure | None:
-    """An engine that the kubelet finds ready and that does not generate."""
-    probe = observation.probes.get(pod["metadata"]["uid"])
-    if not probe or not probe.error or not is_ready(pod):
-        return None
-    return Failure(
-        f"pod/{pod['metadata']['name']}",
-        "ProbeFailed",
-        f"The engine is up and failed the generation probe: {probe.error}. See `kubectl logs`.",
-        fatal=False,
     )
 
 
@@ -226,6 +186,8 @@ def _engines_ready(facts: Facts, existing: int, failure: Failure | None) -> Verd
         return Verdict(False, failure.reason, f"{count}. {failure.where}: {failure.message}")
     if existing == 0:
         return Verdict(False, "Creating", f"{count}. Pods are being created.")
+    if facts.rollout and facts.step.excluded:
+        return Verdict(False, "RollingOut", f"{count}. {facts.rollout.message}")
     return Verdict(
         False,
         "Starting",
@@ -254,16 +216,35 @@ def _ready(facts: Facts, applied: Verdict, engines: Verdict, router: Verdict) ->
         for part in (applied, engines, router):
             if not part.holds:
                 return Verdict(True, "Degraded", part.message)
-        return Verdict(True, "Serving", f"Serves {facts.target} at {facts.identity.url}.")
+        return Verdict(True, "Serving", f"Serves {facts.version} at {facts.identity.url}.")
     for part in (applied, engines, router):
         if not part.holds:
             return Verdict(False, part.reason, part.message)
     return Verdict(False, "NotRoutable", "No router lists a healthy engine.")
 
 
+def _rolled_out(facts: Facts) -> Verdict:
+    """Whether what the spec asks for is served; unknown while that is on its way."""
+    rollout, wanted = facts.rollout, facts.wanted
+    if rollout is None:
+        told = f"Nothing was served yet: engines start with {who(wanted)}."
+        return Verdict(None, "Starting", told)
+    if not rollout.over:
+        reason = "Paused" if rollout.paused else rollout.phase
+        return Verdict(None, reason, rollout.message)
+    if not facts.target.holds:
+        return Verdict(False, facts.target.reason, facts.target.message)
+    if rollout.serves.version == wanted.version:
+        told = rollout.message
+        if rollout.phase != "Done":
+            told = f"{who(rollout.serves)} is served. The latest change: {told}"
+        return Verdict(True, "Served", told)
+    return Verdict(False, rollout.reason or "NotTried", rollout.message)
+
+
 def events(old: Json, new: Json) -> tuple[Event, ...]:
     """What happened between two statuses, for `kubectl describe`."""
-    before, after = _by_type(old), _by_type(new)
+    before, after = by_type(old), by_type(new)
     told: list[Event] = []
     failure, known = new.get("lastFailure"), old.get("lastFailure") or {}
     if failure and (failure["where"], failure["reason"]) != (
@@ -279,10 +260,9 @@ def events(old: Json, new: Json) -> tuple[Event, ...]:
         told.append(Event("Ready", ready["message"]))
     elif ready["status"] != was:
         told.append(Event("NotReady", ready["message"], "Warning"))
+    target, known = after.get("Target"), before.get("Target", {})
+    if target and target["status"] == "False" and target["reason"] != known.get("reason"):
+        told.append(Event(target["reason"], target["message"], "Warning"))
     if new.get("checkpoint") and new.get("checkpoint") != old.get("checkpoint"):
         told.append(Event("CheckpointServed", f"Serves {new['checkpoint']}."))
     return tuple(told)
-
-
-def _by_type(status_: Json) -> dict[str, Json]:
-    return {item["type"]: item for item in status_.get("conditions") or []}

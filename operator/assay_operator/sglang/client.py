@@ -3,142 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
 
-import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
-from assay_operator.cluster.client import ApiError, Client
 from assay_operator.inference.observation import ENGINE_PORT, METRICS_PORT, Probe
 from assay_operator.plan import Json
+from assay_operator.sglang.reach import ProbeError, Question, Reach
 
-CONNECT_SECONDS = 2.0
-ANSWER_SECONDS = 5.0
+SOON_SECONDS = 2.0
+"""For what even an engine that is busy or unwell answers at once, if it answers at all."""
 GENERATE_SECONDS = 10.0
 LIVING_SECONDS = 30.0
 """Longer than the 20 s after which SGLang itself gives an answer up."""
 LIVING_INTERVAL = 20.0
 HANGING_AFTER = 2
 """Looks in a row without a token until an engine counts as hanging: one may be a long prefill."""
-_LARGEST_ANSWER = 1 << 20
 
 
-class ProbeError(Exception):
-    """A pod did not answer as it should; the message says how, in one line."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """A request to a pod: POST where there is a body, else GET. The answer is JSON, or `text`."""
-
-    port: int
-    path: str
-    seconds: float = ANSWER_SECONDS
-    body: Json | None = None
-    text: bool = False
-
-
-class Reach(Protocol):
-    """A way to a pod's port."""
-
-    async def ask(self, pod: Json, question: Question) -> Any:
-        """The JSON, or the text, that the pod answers.
-
-        Raises:
-            ProbeError: it did not answer, or not with 2xx and what was asked for.
-        """
-
-    async def close(self) -> None: ...
-
-
-class PodReach:
-    """Straight to the pod's address: for an operator in the cluster."""
-
-    def __init__(self) -> None:
-        self._session: aiohttp.ClientSession | None = None
-
-    async def ask(self, pod: Json, question: Question) -> Any:
-        address = pod.get("status", {}).get("podIP")
-        if not address:
-            raise ProbeError("the pod has no address yet")
-        host = f"[{address}]" if ":" in address else address
-        path, seconds = question.path, question.seconds
-        try:
-            async with self._open().request(
-                "GET" if question.body is None else "POST",
-                f"http://{host}:{question.port}{path}",
-                json=question.body,
-                timeout=aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS),
-                allow_redirects=False,
-            ) as answer:
-                content = await _bounded(answer)
-        except TimeoutError as error:
-            raise ProbeError(f"{path}: no answer within {seconds:g} s") from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise ProbeError(f"{path}: {error or type(error).__name__}") from error
-        if not 200 <= answer.status < 300:
-            text = content[:200].decode(errors="replace").replace("\n", " ")
-            raise ProbeError(f"{path}: {answer.status} {text}".rstrip())
-        if question.text:
-            return content.decode(errors="replace")
-        try:
-            return json.loads(content or b"null")
-        except ValueError as error:
-            raise ProbeError(f"{path}: the answer is not JSON") from error
-
-    async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
-
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            # Pods come and go: a kept connection is rarely used again and often dead.
-            connector = aiohttp.TCPConnector(limit=64, force_close=True)
-            self._session = aiohttp.ClientSession(connector=connector)
-        return self._session
-
-
-async def _bounded(answer: aiohttp.ClientResponse) -> bytes:
-    """The body, as long as it is not absurdly long: pods are not trusted with our memory."""
-    content = b""
-    async for chunk in answer.content.iter_chunked(1 << 16):
-        content += chunk
-        if len(content) > _LARGEST_ANSWER:
-            raise ProbeError(f"{answer.url.path}: the answer is longer than {_LARGEST_ANSWER} B")
-    return content
-
-
-class ApiServerReach:
-    """Through the API server's pod proxy: for an operator that runs outside the cluster."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
-    async def ask(self, pod: Json, question: Question) -> Any:
-        try:
-            return await self._client.proxy(
-                pod,
-                question.port,
-                question.path,
-                question.body,
-                question.seconds,
-                text=question.text,
-            )
-        except ApiError as error:
-            raise ProbeError(
-                f"{question.path}: {error.status or error.reason} {error.message}"
-            ) from error
-
-    async def close(self) -> None:
-        """The client is not ours to close."""
-
-
-_MODEL_INFO = Question(ENGINE_PORT, "/model_info")
+MODEL_INFO = Question(ENGINE_PORT, "/model_info")
+_MODEL_INFO_SOON = Question(ENGINE_PORT, "/model_info", SOON_SECONDS)
 _GENERATION = Question(
     ENGINE_PORT,
     "/generate",
@@ -153,6 +40,19 @@ _LIVING = Question(ENGINE_PORT, "/health_generate", LIVING_SECONDS)
 # since whoever may ask there may also change the list.
 _HEALTH = Question(METRICS_PORT, "/metrics", text=True)
 _HEALTH_METRIC = "smg_worker_health"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The workers of one router, by their URLs.
+
+    Attributes:
+        healthy: those that it sends requests to.
+        known: these, and those that it finds unwell or drains.
+    """
+
+    healthy: frozenset[str]
+    known: frozenset[str]
 
 
 @dataclass
@@ -183,35 +83,49 @@ class SGLang:
         self._reach = reach
         self._lives: dict[str, Life] = {}
 
-    async def probes(self, engines: Iterable[Json]) -> dict[str, Probe]:
-        """What each engine answers, by the uid of its pod; all are asked at once."""
+    async def probes(self, engines: Iterable[Json], busy: Collection[str] = ()) -> dict[str, Probe]:
+        """What each engine answers, by the uid of its pod; all are asked at once.
+
+        Args:
+            engines: their pods.
+            busy: uids of those that cannot generate now, paused or loading: they are asked for
+                their version only.
+        """
         pods = list(engines)
-        answers = await asyncio.gather(*map(self.probe, pods))
+        answers = await asyncio.gather(
+            *(self.probe(pod, pod["metadata"]["uid"] in busy) for pod in pods)
+        )
         return {pod["metadata"]["uid"]: probe for pod, probe in zip(pods, answers, strict=True)}
 
-    async def listings(self, routers: Iterable[Json]) -> dict[str, frozenset[str] | None]:
-        """The healthy workers that each router lists, by the uid of its pod."""
+    async def listings(self, routers: Iterable[Json]) -> dict[str, Listing | None]:
+        """The workers that each router lists, by the uid of its pod."""
         pods = list(routers)
         answers = await asyncio.gather(*map(self.listing, pods))
-        return {pod["metadata"]["uid"]: urls for pod, urls in zip(pods, answers, strict=True)}
+        return {pod["metadata"]["uid"]: found for pod, found in zip(pods, answers, strict=True)}
 
-    async def probe(self, engine: Json) -> Probe:
+    async def probe(self, engine: Json, busy: bool = False) -> Probe:
         """What one engine serves, and whether it can generate.
 
         One token is generated once for each start of its container and version of its weights;
         from then on it is only asked whether it still produces any.
         """
         try:
-            info = await self._reach.ask(engine, _MODEL_INFO)
-            version = info.get("weight_version") if isinstance(info, dict) else None
-            if not isinstance(version, str):
-                return Probe(error="/model_info: there is no weight_version in the answer")
+            info = await self._reach.ask(engine, _MODEL_INFO_SOON if busy else MODEL_INFO)
         except ProbeError as error:
             return Probe(error=str(error))
-        uid, running = engine["metadata"]["uid"], (_restarts(engine), version)
-        life = self._lives.get(uid)
-        if life and life.running == running:
-            return self._living(engine, life)
+        version = info.get("weight_version") if isinstance(info, dict) else None
+        if not isinstance(version, str):
+            return Probe(error="/model_info: there is no weight_version in the answer")
+        running = (restarts(engine), version)
+        life = self._lives.get(engine["metadata"]["uid"])
+        known = life if life and life.running == running else None
+        if busy:
+            return Probe(version, generated=known is not None)
+        return self._living(engine, known) if known else await self._begin(engine, running)
+
+    async def _begin(self, engine: Json, running: tuple[int, str]) -> Probe:
+        """Asks for the first token of a life."""
+        uid, version = engine["metadata"]["uid"], running[1]
         try:
             answer = await self._reach.ask(engine, _GENERATION)
             if not isinstance(answer, dict) or "meta_info" not in answer:
@@ -242,10 +156,10 @@ class SGLang:
         finally:
             life.look = None
 
-    async def listing(self, router: Json) -> frozenset[str] | None:
-        """The URLs of the workers that a router finds healthy, None where it does not answer."""
+    async def listing(self, router: Json) -> Listing | None:
+        """The workers of one router, None where it does not answer."""
         try:
-            return healthy_workers(await self._reach.ask(router, _HEALTH))
+            return workers(await self._reach.ask(router, _HEALTH))
         except (ProbeError, ValueError, KeyError):
             return None
 
@@ -255,10 +169,10 @@ class SGLang:
             life.end()
 
 
-def healthy_workers(metrics: str) -> frozenset[str]:
-    """The URLs of the workers that a router's metrics page calls healthy.
+def workers(metrics: str) -> Listing:
+    """The workers that a router's metrics page tells of.
 
-    A worker appears there when the router lists it, and goes when it has been drained.
+    One appears there when the router lists it, and goes when it has been drained.
 
     Raises:
         ValueError, KeyError: it is not such a page.
@@ -267,15 +181,15 @@ def healthy_workers(metrics: str) -> frozenset[str]:
     lines = [line for line in metrics.splitlines() if line.startswith(_HEALTH_METRIC + "{")]
     if not lines and "smg_" not in metrics:
         raise ValueError("these are not a router's metrics")
-    return frozenset(
-        sample.labels["worker"].rstrip("/")
+    found = {
+        sample.labels["worker"].rstrip("/"): sample.value == 1
         for family in text_string_to_metric_families("\n".join(lines) + "\n")
         for sample in family.samples
-        if sample.value == 1
-    )
+    }
+    return Listing(frozenset(url for url, healthy in found.items() if healthy), frozenset(found))
 
 
-def _restarts(pod: Json) -> int:
+def restarts(pod: Json) -> int:
     """How often the pod's containers were started again."""
     statuses = pod.get("status", {}).get("containerStatuses") or []
     return sum(status.get("restartCount", 0) for status in statuses)

@@ -1,0 +1,144 @@
+"""The children that an InferenceService shall have at all times, as plain data."""
+
+from __future__ import annotations
+
+import json
+
+from assay_operator.api.inference_service import InferenceServiceSpec
+from assay_operator.config import OperatorConfig
+from assay_operator.inference.objects import WORKERS_FILE, Identity, router_template
+from assay_operator.inference.profiles import EngineProfile
+from assay_operator.inference.rollout_world import Target
+from assay_operator.plan import Json
+
+POINTER_FILE = "pointer.json"
+
+
+def desired(
+    identity: Identity,
+    spec: InferenceServiceSpec,
+    profile: EngineProfile,
+    config: OperatorConfig,
+    *,
+    template: Json,
+    pointer: Target,
+    workers: str,
+    surge: int = 0,
+) -> tuple[Json, ...]:
+    """All these children of one service, in the order in which they are to be applied.
+
+    Args:
+        identity: the names.
+        spec: what the user wants.
+        profile: the resolved engine profile.
+        config: the administrator's defaults.
+        template: of the engines' pods.
+        pointer: what engines that start load.
+        workers: the router's list of workers, as `workers_document` writes it.
+        surge: engine pods above what the spec wants.
+    """
+    document = json.dumps({"path": pointer.path, "version": pointer.version})
+    return (
+        _config_map(identity, identity.pointer, "engine", {POINTER_FILE: document}),
+        _config_map(identity, identity.workers, "router", {WORKERS_FILE: workers}),
+        _deployment(
+            identity,
+            identity.engine,
+            "engine",
+            replicas=spec.replicas + surge,
+            unavailable=spec.max_unavailable,
+            template=template,
+            progress_seconds=profile.startup_seconds + 600,
+        ),
+        _deployment(
+            identity,
+            identity.router,
+            "router",
+            replicas=spec.router.replicas if spec.replicas else 0,
+            unavailable=int(bool(spec.replicas) and spec.router.replicas > 1),
+            template=router_template(identity, spec, config),
+            progress_seconds=600,
+        ),
+        _service(identity),
+        _disruption_budget(identity, identity.engine, "engine"),
+        _disruption_budget(identity, identity.router, "router"),
+    )
+
+
+def _metadata(identity: Identity, name: str, component: str) -> Json:
+    return {
+        "name": name,
+        "namespace": identity.namespace,
+        "labels": identity.labels(component),
+    }
+
+
+def _config_map(identity: Identity, name: str, component: str, data: dict[str, str]) -> Json:
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": _metadata(identity, name, component),
+        "data": data,
+    }
+
+
+def _service(identity: Identity) -> Json:
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _metadata(identity, identity.name, "router"),
+        "spec": {
+            "type": "ClusterIP",
+            "selector": identity.selector("router"),
+            "ports": [
+                {"name": "http", "port": 80, "targetPort": "http", "protocol": "TCP"},
+            ],
+        },
+    }
+
+
+def _disruption_budget(identity: Identity, name: str, component: str) -> Json:
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": _metadata(identity, name, component),
+        "spec": {
+            "maxUnavailable": 1,
+            # A pod that serves nobody must not keep a node from being drained.
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+            "selector": {"matchLabels": identity.selector(component)},
+        },
+    }
+
+
+def _deployment(
+    identity: Identity,
+    name: str,
+    component: str,
+    *,
+    replicas: int,
+    unavailable: int,
+    template: Json,
+    progress_seconds: int,
+) -> Json:
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": _metadata(identity, name, component),
+        "spec": {
+            "replicas": replicas,
+            "revisionHistoryLimit": 3,
+            "progressDeadlineSeconds": progress_seconds,
+            # The operator needs a moment to prove a new replica and to route to it before an old
+            # one goes.
+            "minReadySeconds": 10,
+            "strategy": {
+                "type": "RollingUpdate",
+                # A lone replica is replaced without a gap. Of several, one may go first: where
+                # no GPU is spare, waiting for a surge pod would never end.
+                "rollingUpdate": {"maxSurge": 1, "maxUnavailable": unavailable},
+            },
+            "selector": {"matchLabels": identity.selector(component)},
+            "template": template,
+        },
+    }

@@ -1,0 +1,1 @@
+"""For each kind with an actor: what is looked at before its pure planner decides."""

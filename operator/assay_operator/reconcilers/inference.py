@@ -1,0 +1,191 @@
+"""What is looked at for an InferenceService."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from assay_operator.checkpoints.observation import claim_of
+from assay_operator.cluster.topics import Topic, is_at_rest
+from assay_operator.cluster.view import Key
+from assay_operator.config import OperatorConfig
+from assay_operator.inference.observation import (
+    Observation,
+    Probe,
+    Work,
+    is_ready,
+    labels_of,
+)
+from assay_operator.inference.planner import plan
+from assay_operator.plan import Json, Plan, Ref
+from assay_operator.reconcilers.shell import (
+    COMPONENT_LABEL,
+    Decide,
+    Shell,
+    has_started,
+    of_component,
+)
+from assay_operator.sglang.client import Listing
+
+Planner = Callable[[Observation, OperatorConfig, datetime], Plan]
+_PINNED = "checkpoint://"
+
+
+@dataclass(frozen=True)
+class References:
+    """What a service's spec names beyond itself.
+
+    Attributes:
+        pinned: the Checkpoint of its own namespace that it pins.
+        job: the name of the job that it follows, and
+        namespace: where that is.
+        names: objects of users in its own namespace.
+    """
+
+    pinned: str | None = None
+    job: str | None = None
+    namespace: str = ""
+    names: tuple[Ref, ...] = ()
+
+    def topics(self, own: str) -> frozenset[Topic]:
+        """What must wake a service in the namespace `own`."""
+        found = {Topic("Checkpoint", own)} if self.pinned else set()
+        if self.job:
+            kinds = ("Checkpoint", "VerifiedRLJob", "CheckpointGrant")
+            found |= {Topic(kind, self.namespace) for kind in kinds}
+        return frozenset(found)
+
+
+def references(service: Json) -> References:
+    """What a service's spec refers to; the spec has only been through the API server's schema."""
+    spec, namespace = service.get("spec") or {}, service["metadata"]["namespace"]
+    model = spec.get("model") or {}
+    source, follow = model.get("source") or "", model.get("follow") or {}
+    pinned = source.removeprefix(_PINNED) if source.startswith(_PINNED) else None
+    gate = (spec.get("rollout") or {}).get("gate") or {}
+    names = []
+    if suite := (gate.get("suite") or {}).get("configMap"):
+        names.append(Ref("ConfigMap", suite))
+    if claim := follow.get("claim"):
+        names.append(Ref("PersistentVolumeClaim", claim))
+    return References(pinned, follow.get("job"), follow.get("namespace") or namespace, tuple(names))
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What engines, routers and the API server said to one look."""
+
+    probes: Mapping[str, Probe] = field(default_factory=dict)
+    listings: Mapping[str, Listing | None] = field(default_factory=dict)
+    works: Mapping[str, Work] = field(default_factory=dict)
+    found: Mapping[Ref, Json | None] = field(default_factory=dict)
+
+
+class Services:
+    """Looks for InferenceServices.
+
+    Args:
+        shell: what is looked with.
+        planner: decides.
+    """
+
+    def __init__(self, shell: Shell, planner: Planner = plan) -> None:
+        self._shell = shell
+        self._planner = planner
+
+    async def look(self, key: Key, owner: Json) -> Decide:
+        """See Kind."""
+        refers = references(owner)
+        self._shell.view.watch(key, refers.topics(key.namespace))
+        # A pod that is up and not ready is asked only while the weights change: it may answer late
+        # or never, and in a quiet time there is nothing that it could add.
+        changing = not is_at_rest((owner.get("status") or {}).get("rollout"))
+        asked = [
+            pod
+            for pod in self._shell.view.pods(key)
+            if is_ready(pod) or (changing and has_started(pod))
+        ]
+        (probes, works), listings, found = await asyncio.gather(
+            self._engines(of_component(asked, "engine"), changing),
+            self._shell.sglang.listings(of_component(asked, "router")),
+            self._shell.lookups.find(key.namespace, {*refers.names, *self._claims(key, refers)}),
+        )
+        answers = _Answers(probes, listings, works, found)
+
+        def decide(service: Json, now: datetime) -> Plan:
+            observation = self._observe(key, service, answers)
+            return self._planner(observation, self._shell.config, now)
+
+        return decide
+
+    async def _engines(
+        self, engines: tuple[Json, ...], changing: bool
+    ) -> tuple[dict[str, Probe], dict[str, Work]]:
+        """Asks engines what they have, and while that changes what they are at.
+
+        One that cannot generate now, paused or loading, is not asked to; nor one that the kubelet
+        finds unready, since a sick one would keep the others waiting.
+        """
+        works = await self._shell.control.works(engines) if changing else {}
+        loads = self._shell.control.loads(engines)
+        busy = {pod["metadata"]["uid"] for pod in engines if not is_ready(pod)}
+        busy |= {uid for uid, work in works.items() if work.paused}
+        busy |= {uid for uid, load in loads.items() if load.state == "running"}
+        return await self._shell.sglang.probes(engines, busy), works
+
+    def _observe(self, key: Key, service: Json, answers: _Answers) -> Observation:
+        view, refers = self._shell.view, references(service)
+        pods = view.pods(key)
+        engines = of_component(pods, "engine")
+        followed = refers.job and view.owner(Key("verifiedrljob", refers.namespace, refers.job))
+        grants = view.find(Topic("CheckpointGrant", refers.namespace)) if refers.job else []
+        return Observation(
+            service=service,
+            children=view.children(key),
+            engines=engines,
+            routers=of_component(pods, "router"),
+            probes=answers.probes,
+            listings={
+                uid: found.healthy if found else None for uid, found in answers.listings.items()
+            },
+            known={uid: found.known if found else None for uid, found in answers.listings.items()},
+            rejections=self._shell.applier.rejections(key),
+            works=answers.works,
+            loads=self._shell.control.loads(engines),
+            jobs=tuple(pod for pod in pods if not _serves(pod)),
+            checkpoints=self._checkpoints(key, refers),
+            followed=followed or None,
+            grants=tuple(grants),
+            found=answers.found,
+        )
+
+    def _claims(self, key: Key, refers: References) -> set[Ref]:
+        """The claims of its own namespace that weights which it may serve lie on."""
+        own = (
+            item
+            for item in self._checkpoints(key, refers)
+            if item["metadata"]["namespace"] == key.namespace
+        )
+        return {Ref("PersistentVolumeClaim", claim_of(item["spec"]["source"])) for item in own}
+
+    def _checkpoints(self, key: Key, refers: References) -> tuple[Json, ...]:
+        """The Checkpoint that is pinned, or those of the job that is followed."""
+        view = self._shell.view
+        if refers.pinned:
+            pinned = view.owner(Key("checkpoint", key.namespace, refers.pinned))
+            return (pinned,) if pinned else ()
+        if not refers.job:
+            return ()
+        found = view.find(Topic("Checkpoint", refers.namespace))
+        return tuple(item for item in found if _is_of(item, refers.job))
+
+
+def _is_of(checkpoint: Json, job: str) -> bool:
+    made_by = checkpoint["spec"].get("job") or {}
+    return bool(made_by.get("name") == job)
+
+
+def _serves(pod: Json) -> bool:
+    return labels_of(pod).get(COMPONENT_LABEL) in ("engine", "router")
