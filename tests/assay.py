@@ -36,6 +36,8 @@ SYSTEM = "assay-system"
 RELEASE = "assay"
 ENGINE_MOUNT = "/opt/assay/engine"
 MODEL_SEED = 7
+MAKE_MODEL = REPOSITORY / "examples/tiny-model/make_model.py"
+MAKE_TASK = REPOSITORY / "examples/train-demo/make_task.py"
 DEFAULT_TEST_CLUSTER = "assay-test"
 IMAGES = ("operator", "engine-cpu", "trainer-cpu")
 
@@ -175,7 +177,7 @@ class Assay:
     def make_model(
         self, namespace: str, run: StepRun, name: str = "tiny", options: tuple[str, ...] = ()
     ) -> None:
-        """Runs examples/tiny-model in a Job; the Job does nothing where the model is there.
+        """Runs examples/tiny-model in a Job; it does nothing where the model is there.
 
         Args:
             namespace: that gets the claim `models`, too.
@@ -183,16 +185,32 @@ class Assay:
             name: of the folder on it.
             options: of make_model.py, by which another model comes out.
         """
-        kubectl, job = self.cluster.kubectl, f"make-{name}"
-        script = REPOSITORY / "examples/tiny-model/make_model.py"
+        words = ("--out", f"/models/{name}", "--seed", str(MODEL_SEED), *options)
+        self._make(namespace, run, f"make-{name}", (MAKE_MODEL,), words)
+
+    def make_task(self, namespace: str, run: StepRun, name: str = "task") -> None:
+        """Runs examples/train-demo/make_task.py in a Job: a model, and items, on `models`."""
+        self._make(
+            namespace, run, f"make-{name}", (MAKE_TASK, MAKE_MODEL), ("--out", f"/models/{name}")
+        )
+
+    def _make(
+        self,
+        namespace: str,
+        run: StepRun,
+        job: str,
+        scripts: tuple[Path, ...],
+        arguments: tuple[str, ...],
+    ) -> None:
+        """Runs the first of some scripts in a Job that sees the claim `models`."""
+        kubectl = self.cluster.kubectl
         config = {
             "apiVersion": "v1",
             "kind": "ConfigMap",
-            "metadata": {"name": "make-model"},
-            "data": {script.name: script.read_text()},
+            "metadata": {"name": job},
+            "data": {script.name: script.read_text() for script in scripts},
         }
-        words = ("--out", f"/models/{name}", "--seed", str(MODEL_SEED), *options)
-        made = self._model_job(job, script.name, words)
+        made = self._making_job(job, scripts[0].name, arguments)
         kubectl("-n", namespace, "delete", "job", job, "--ignore-not-found")
         kubectl(
             "-n", namespace, "apply", "-f", "-",
@@ -208,10 +226,9 @@ class Assay:
     def build_model_image(self, image: str, folder: Path) -> None:
         """An image that holds nothing but an untrained model, on all nodes."""
         folder.chmod(0o777)
-        script = REPOSITORY / "examples/tiny-model/make_model.py"
         self.cluster.docker(
             *("run", "--rm", "--volume", f"{self.environment}:{ENGINE_MOUNT}:ro"),
-            *("--volume", f"{script}:/make_model.py:ro", "--volume", f"{folder}:/out"),
+            *("--volume", f"{MAKE_MODEL}:/make_model.py:ro", "--volume", f"{folder}:/out"),
             *("--entrypoint", "python3", self.engine_image, "/make_model.py"),
             *("--out", "/out/model", "--seed", "1", "--steps", "0"),
         )
@@ -219,14 +236,18 @@ class Assay:
         self.cluster.docker("build", "--tag", image, str(folder))
         self.cluster.load(image)
 
-    def _model_job(self, name: str, script: str, arguments: tuple[str, ...]) -> Json:
+    def _making_job(self, name: str, script: str, arguments: tuple[str, ...]) -> Json:
         overrides = self.pod_overrides("make")["spec"]
         container = {
             "name": "make",
             "image": self.engine_image,
             "command": ["python3", f"/scripts/{script}"],
             "args": list(arguments),
-            "env": [{"name": "HOME", "value": "/tmp"}],
+            "env": [
+                {"name": "HOME", "value": "/tmp"},
+                # One script may import another, which lies beside it here.
+                {"name": "PYTHONPATH", "value": f"/scripts:{ENGINE_MOUNT}"},
+            ],
             "volumeMounts": [
                 {"name": "models", "mountPath": "/models"},
                 {"name": "scripts", "mountPath": "/scripts"},
@@ -235,7 +256,7 @@ class Assay:
         }
         volumes = [
             {"name": "models", "persistentVolumeClaim": {"claimName": "models"}},
-            {"name": "scripts", "configMap": {"name": "make-model"}},
+            {"name": "scripts", "configMap": {"name": name}},
             *overrides["volumes"],
         ]
         return {
