@@ -44,7 +44,8 @@ def set_replicas(kube: Kube, count: int) -> None:
 
 def test_get_answers_whether_it_is_fine(solver: Kube) -> None:
     head, row = solver.kubectl("get", "infsvc", "solver").splitlines()
-    assert head.split() == ["NAME", "READY", "REPLICAS", "CHECKPOINT", "URL", "REASON", "AGE"]
+    columns = ["NAME", "READY", "REPLICAS", "CHECKPOINT", "SCORE", "URL", "REASON", "AGE"]
+    assert head.split() == columns
     assert re.match(r"solver\s+True\s+1/1\s+tiny-\w+\s+http://solver\.\S+/v1\s+Serving\s", row)
 
 
