@@ -805,6 +805,33 @@ def test_without_replicas_it_waits_for_the_first() -> None:
     assert {each.version for each in fleet.engines} == {B.version}
 
 
+PHASES = ["Inspecting", "Canary", "Gating", "Holding", "Waving"]
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_no_replica_for_a_while_in_any_phase(phase: str) -> None:
+    fleet = rolling(phase)
+    fleet.wanted = 0
+    for _ in range(40):
+        fleet.reconcile()
+        fleet.advance(5)
+    assert not live(fleet)
+    fleet.wanted = 2
+    fleet.settle()
+    assert {each.version for each in fleet.engines} == {B.version}
+    assert not fleet.status["refused"]
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_all_pods_replaced_at_once_in_any_phase(phase: str) -> None:
+    fleet = rolling(phase)
+    for each in fleet.engines:
+        fleet.delete(each)
+    fleet.settle()
+    assert {each.version for each in live(fleet)} == {B.version}
+    assert not fleet.status["refused"]
+
+
 def test_fewer_replicas_in_mid_wave_are_no_obstacle() -> None:
     fleet = rolling("Waving", wanted=4)
     fleet.wanted = 1
@@ -924,7 +951,7 @@ def test_while_it_is_paused_no_rollout_begins() -> None:
     assert "is wanted, and waits: spec.rollout.paused is true." in fleet.told[-1]
 
 
-@pytest.mark.parametrize("phase", ["Inspecting", "Canary", "Gating", "Holding", "Waving"])
+@pytest.mark.parametrize("phase", PHASES)
 def test_while_it_is_paused_the_phase_stays_and_no_deadline_runs(phase: str) -> None:
     fleet = rolling(phase)
     pause(fleet)
