@@ -121,6 +121,7 @@ class Fleet:
         self.router_stuck = self.router_blind = self.no_room = self.disk_fails = False
         self.jobs_break = self.endless = False
         self.load_seconds, self.lag = 4.0, 1.0
+        self.violated = False
 
     # -- the world goes on -----------------------------------------------------------------
 
@@ -173,7 +174,7 @@ class Fleet:
         fails |= weights.volume not in engine.volumes
         if not fails:
             if engine.requests and order.version not in self.passed:
-                raise Violation(f"{engine.pod}: a request goes on with {order.version}")
+                raise self.violation(f"{engine.pod}: a request goes on with {order.version}")
             engine.version = order.version
         if loading.epoch == self.epoch and self.loads.get(engine.uid, None):
             state = "failed" if fails else "done"
@@ -219,9 +220,7 @@ class Fleet:
     def _create(self) -> None:
         self.number += 1
         volumes = frozenset({"pvc/models", self.pointer.volume})
-        engine = Engine(
-            str(self.number), volumes, self.template, self.pointer, self.now + START
-        )
+        engine = Engine(str(self.number), volumes, self.template, self.pointer, self.now + START)
         engine.pending = self.no_room
         self.engines.append(engine)
 
@@ -399,9 +398,7 @@ class Fleet:
                 running = self.loads.get(engine.uid)
                 if engine.version is None or (running and running.state == "running"):
                     return
-                self.loads[engine.uid] = LoadState(
-                    action.version, "running", token=action.token
-                )
+                self.loads[engine.uid] = LoadState(action.version, "running", token=action.token)
                 engine.queue.append(Loading(action, self.epoch))
             case Pause():
                 engine.paused = engine.version is not None
@@ -411,6 +408,10 @@ class Fleet:
                 self.delete(engine)
 
     # -- what must hold --------------------------------------------------------------------
+
+    def violation(self, what: str) -> Violation:
+        self.violated = True
+        return Violation(what)
 
     def engine(self, uid: str) -> Engine | None:
         return next((each for each in self.engines if each.uid == uid), None)
@@ -422,13 +423,13 @@ class Fleet:
         for engine in self.engines:
             listed = engine.uid in self.known and engine.works
             if listed and engine.version not in self.passed:
-                raise Violation(f"{engine.pod} answers with {engine.version}")
+                raise self.violation(f"{engine.pod} answers with {engine.version}")
         if self.pointer.version not in self.passed:
-            raise Violation(f"the pointer names {self.pointer.version}")
+            raise self.violation(f"the pointer names {self.pointer.version}")
 
     def _check_step(self, made: Step, world: World) -> None:
         if made.served is not None and made.served.version not in self.passed:
-            raise Violation(f"{made.served.name} is served, and has not passed")
+            raise self.violation(f"{made.served.name} is served, and has not passed")
         self._check_availability(made, world)
 
     def _check_again(self, made: Step, world: World) -> None:
@@ -438,9 +439,9 @@ class Fleet:
         kept = json.loads(json.dumps(made.state))
         again = step(kept, replace(world, refused=made.refused, history=made.history))
         if made.state is not None and (again.state != made.state or again.events):
-            raise Violation(f"{made.state} became {again.state}")
+            raise self.violation(f"{made.state} became {again.state}")
         if again.actions != made.actions:
-            raise Violation(f"{made.actions} became {again.actions}")
+            raise self.violation(f"{made.actions} became {again.actions}")
 
     def _check_availability(self, made: Step, world: World) -> None:
         """No replica that serves is taken out of service while too few are left."""
@@ -455,7 +456,7 @@ class Fleet:
         dropped = {uid for uid in dropped if self._version(uid) in self.passed}
         left = len(serving & members)
         if dropped and left < world.wanted - world.policy.max_unavailable:
-            raise Violation(f"{sorted(dropped)} taken out, {left} of {world.wanted} left")
+            raise self.violation(f"{sorted(dropped)} taken out, {left} of {world.wanted} left")
 
     def _version(self, uid: str) -> str | None:
         engine = self.engine(uid)
@@ -482,7 +483,7 @@ class Fleet:
                 return
             seconds = min(seconds * 2, 300.0) if made.state == before else 1.0
             before = made.state
-        raise Violation(f"it does not settle: {self.status.get('rollout')}")
+        raise self.violation(f"it does not settle: {self.status.get('rollout')}")
 
     def waits(self) -> bool:
         """Whether what is wanted will be tried again."""
@@ -521,4 +522,4 @@ class Fleet:
             if state and state["phase"] == phase:
                 return state
             self.advance(1)
-        raise Violation(f"{phase} does not come: {self.status.get('rollout')}")
+        raise self.violation(f"{phase} does not come: {self.status.get('rollout')}")

@@ -370,19 +370,39 @@ def test_a_load_counts_when_its_end_was_seen_and_the_engine_shows_it() -> None:
     assert state(fleet).phase == "Gating"
 
 
-def test_after_a_crash_the_load_is_ordered_again_whatever_the_engine_reports() -> None:
-    """It may be at a load of another process still."""
+def test_a_load_whose_operator_died_counts_when_the_engine_shows_it() -> None:
     fleet = rolling("Canary")
     until(fleet, lambda: bool(loading(fleet)))
     fleet.advance(fleet.load_seconds)
     assert canary(fleet).version == B.version
     fleet.crash()
-    made = fleet.reconcile()
-    assert state(fleet).phase == "Canary"
-    (load,) = loads(made)
+    assert not loads(fleet.reconcile())
+    assert state(fleet).phase == "Gating"
+
+
+def test_a_load_that_nobody_knows_of_is_ordered_again() -> None:
+    fleet = rolling("Canary")
+    until(fleet, lambda: bool(loading(fleet)))
+    fleet.crash()
+    (load,) = loads(fleet.reconcile())
     assert load.version == B.version
     fleet.settle()
-    assert state(fleet).serves.version == B.version
+    assert state(fleet).serves == B
+
+
+def test_an_operator_that_never_lives_to_see_a_load_blames_nobody() -> None:
+    fleet = rolling("Canary")
+    fleet.load_seconds = 1000
+    while state(fleet).phase == "Canary":
+        fleet.reconcile()
+        fleet.crash()
+        fleet.advance(5)
+    assert state(fleet).reason == "LoadFailed"
+    fleet.load_seconds = 1
+    for engine in fleet.engines:
+        engine.queue.clear()
+    fleet.run("Failed")
+    assert fleet.status["refused"] == []
 
 
 def test_an_engine_that_ends_while_it_loads_loads_again() -> None:
@@ -427,9 +447,7 @@ def test_each_try_has_a_token_of_its_own() -> None:
 def test_an_engine_that_reports_another_version_than_it_loaded_is_not_believed() -> None:
     made = out(6, listed=False)
     token = loads(made)[0].token
-    first = replica(
-        0, listed=False, routable=False, load=LoadState(B.version, "done", token=token)
-    )
+    first = replica(0, listed=False, routable=False, load=LoadState(B.version, "done", token=token))
     made = stepped(made, world(first, *THREE[1:], target=B, seconds=8))
     made = stepped(made, world(first, *THREE[1:], target=B, seconds=9))
     assert not loads(made)
@@ -787,6 +805,33 @@ def test_without_replicas_it_waits_for_the_first() -> None:
     assert {each.version for each in fleet.engines} == {B.version}
 
 
+PHASES = ["Inspecting", "Canary", "Gating", "Holding", "Waving"]
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_no_replica_for_a_while_in_any_phase(phase: str) -> None:
+    fleet = rolling(phase)
+    fleet.wanted = 0
+    for _ in range(40):
+        fleet.reconcile()
+        fleet.advance(5)
+    assert not live(fleet)
+    fleet.wanted = 2
+    fleet.settle()
+    assert {each.version for each in fleet.engines} == {B.version}
+    assert not fleet.status["refused"]
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_all_pods_replaced_at_once_in_any_phase(phase: str) -> None:
+    fleet = rolling(phase)
+    for each in fleet.engines:
+        fleet.delete(each)
+    fleet.settle()
+    assert {each.version for each in live(fleet)} == {B.version}
+    assert not fleet.status["refused"]
+
+
 def test_fewer_replicas_in_mid_wave_are_no_obstacle() -> None:
     fleet = rolling("Waving", wanted=4)
     fleet.wanted = 1
@@ -882,6 +927,10 @@ def test_a_load_that_a_dead_operator_ordered_is_undone_and_not_forgotten() -> No
     made = fleet.reconcile()
     assert engine.version == A.version and engine.uid in made.excluded
     assert loads(made)[0].version == A.version
+    fleet.advance(5)
+    fleet.crash()
+    made = fleet.reconcile()
+    assert engine.version == A.version and engine.uid in made.excluded
     fleet.run("Superseded")
     assert engine.version == A.version and not engine.queue
     assert "B" not in fleet.told[-1]
@@ -902,7 +951,7 @@ def test_while_it_is_paused_no_rollout_begins() -> None:
     assert "is wanted, and waits: spec.rollout.paused is true." in fleet.told[-1]
 
 
-@pytest.mark.parametrize("phase", ["Inspecting", "Canary", "Gating", "Holding", "Waving"])
+@pytest.mark.parametrize("phase", PHASES)
 def test_while_it_is_paused_the_phase_stays_and_no_deadline_runs(phase: str) -> None:
     fleet = rolling(phase)
     pause(fleet)

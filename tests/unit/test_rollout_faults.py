@@ -1,9 +1,9 @@
 """The rollout under generated schedules of faults: what must never be is not, and it settles.
 
-Each schedule lets a fleet, its operator and its users do and suffer things in any order: engines and
-pods end at any moment, the operator dies between any two of its writes, targets, sizes and policies
-change, routers go blind, disks fail. `Fleet` checks the invariants at every second and every step;
-at the end the faults are gone and everything has to come to rest.
+Each schedule lets a fleet, its operator and its users do and suffer things in any order: engines
+and pods end at any moment, the operator dies between any two of its writes, targets, sizes and
+policies change, routers go blind, disks fail. `Fleet` checks the invariants at every second and
+every step; at the end the faults are gone and everything has to come to rest.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from __future__ import annotations
 import os
 from collections import Counter
 from dataclasses import replace
+from typing import Literal
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -24,10 +26,24 @@ from hypothesis.stateful import (
 )
 
 from assay_operator.inference.rollout_state import read
-from tests.unit.rollout_fleet import A, B, C, GOOD, POLICY, TARGETS, Engine, Fleet
+from assay_operator.inference.rollout_world import Target
+from tests.unit.rollout_fleet import (
+    BROKEN,
+    GOOD,
+    POLICY,
+    SHAPES,
+    TARGETS,
+    WORSE,
+    A,
+    B,
+    C,
+    Engine,
+    Fleet,
+)
 
 SCHEDULES = int(os.environ.get("ASSAY_FAULT_SCHEDULES", "200"))
-"""More than the default are drawn anew in each run."""
+"""Where this is set, they are drawn anew in each run."""
+STEPS = 40
 UNLUCKY = {"CanaryUnwell", "LoadFailed", "ReplicasFail"}
 """What may be said of good weights whose engines were ended again and again."""
 SEEN: Counter[str] = Counter()
@@ -168,8 +184,13 @@ class Schedule(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         fleet = self.fleet
+        if fleet.violated:
+            return
         fleet.heal()
         fleet.wanted = max(fleet.wanted, 1)
+        if fleet.rollout is None and fleet.target == BROKEN:
+            # What never served has nothing to go back to.
+            fleet.target = A
         fleet.settle()
         SEEN.update(event.partition(":")[0] for event in fleet.events)
         made = fleet.reconcile()
@@ -188,12 +209,12 @@ class Schedule(RuleBasedStateMachine):
             assert refused[goal] in UNLUCKY
 
 
-def test_nothing_unweighed_is_served_and_it_settles_under_generated_faults() -> None:
+def run(schedules: int) -> None:
     run_state_machine_as_test(
         Schedule,
         settings=settings(
-            max_examples=SCHEDULES,
-            stateful_step_count=60,
+            max_examples=schedules,
+            stateful_step_count=STEPS,
             deadline=None,
             derandomize="ASSAY_FAULT_SCHEDULES" not in os.environ,
             suppress_health_check=list(HealthCheck),
@@ -202,10 +223,78 @@ def test_nothing_unweighed_is_served_and_it_settles_under_generated_faults() -> 
     )
 
 
-def test_the_schedules_reach_what_they_are_made_for() -> None:
-    """Says where the schedules above have been, so that none of this is empty."""
-    if not SEEN:
-        Schedule_ = Schedule
-        run_state_machine_as_test(Schedule_, settings=settings(max_examples=20, deadline=None))
-    assert A
-    print(SEEN)
+def test_nothing_unweighed_is_served_and_it_settles_under_generated_faults() -> None:
+    SEEN.clear()
+    run(SCHEDULES)
+    # The schedules are worth something only where they come to what they are made for.
+    assert set(SEEN) >= {
+        "CanaryLost",
+        "CanaryServes",
+        "GatePassed",
+        "InspectionBroken",
+        "LoadFailed",
+        "Recreate",
+        "RolledBack",
+        "RolloutCommitted",
+        "RolloutDone",
+        "RolloutPaused",
+        "RolloutSuperseded",
+    }
+
+
+def fleet(to: Target, in_flight: Literal["Finish", "Continue"] = "Finish") -> Fleet:
+    """One that serves A and shall serve another version."""
+    made = Fleet(3, replace(POLICY, in_flight=in_flight))
+    made.settle()
+    made.target = to
+    return made
+
+
+@pytest.mark.parametrize("after", range(9))
+@pytest.mark.parametrize(
+    ("to", "in_flight"),
+    [(B, "Finish"), (B, "Continue"), (WORSE, "Finish"), (SHAPES, "Finish")],
+    ids=["good", "in flight", "worse", "new pods"],
+)
+def test_an_operator_may_die_at_the_same_place_of_every_second_pass(to, in_flight, after) -> None:
+    """Whatever is written last, the next one goes on from it."""
+    found = fleet(to, in_flight)
+    for number in range(160):
+        found.reconcile(dies_after=after if number % 2 else None)
+        found.advance(1)
+    found.settle()
+    assert found.rollout is not None
+    assert found.rollout.serves == (A if to == WORSE else to)
+
+
+@pytest.mark.parametrize("goal", [A, C], ids=["back", "on"])
+@pytest.mark.parametrize("second", range(0, 100, 5))
+def test_another_target_and_a_dead_operator_at_any_second(second, goal) -> None:
+    """An engine may be at a load that nobody knows of any more."""
+    found = fleet(B)
+    found.load_seconds = 12
+    for _ in range(second):
+        found.reconcile()
+        found.advance(1)
+    found.target = goal
+    found.crash()
+    found.settle()
+    assert {each.version for each in found.engines} == {goal.version}
+    assert not found.status["refused"]
+
+
+@pytest.mark.parametrize("deleted", [False, True], ids=["engine ends", "pod goes"])
+@pytest.mark.parametrize("second", range(0, 100, 12))
+def test_any_engine_may_end_at_any_second(second, deleted) -> None:
+    for number in range(3):
+        found = fleet(B)
+        for _ in range(second):
+            found.reconcile()
+            found.advance(1)
+        engine = found.engines[number]
+        found.delete(engine) if deleted else found.kill(engine)
+        found.settle()
+        served = {each.version for each in found.engines}
+        if served != {B.version}:
+            assert found.status["refused"][0]["reason"] in UNLUCKY
+            assert served == {A.version}

@@ -40,7 +40,7 @@ def _canary(rollout: Rollout, world: World, diary: Diary) -> Rollout:
         return _lost(rollout, world, diary)
     if record.stage == "Spoilt":
         why = f"pod/{pod} could not load it in {record.loads} tries: {record.note}"
-        return fail(rollout, world, diary, "LoadFailed", why, blame=True)
+        return fail(rollout, world, diary, "LoadFailed", why, blame=record.guilty)
     if record.stage == "Loaded":
         diary.say("CanaryLoaded", f"pod/{pod} serves {who(rollout.target)}, to nobody yet.")
         kept = replace(rollout, canary=Canary(uid, pod, replica.restarts))

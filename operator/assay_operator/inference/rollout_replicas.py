@@ -2,9 +2,10 @@
 
     Out -> Loading -> Proving -> given back, or, the canary, Loaded
 
-A load counts only once this process saw it end well and the engine then reports the version and
-generates. An engine that merely reports the right version may still be at a load that an operator
-ordered before it died, and would change its weights among the users' requests.
+A load counts once the engine reports the version and generates. Where one of another version was
+ordered before, this process must also have seen the last one end well: an engine that merely
+reports the right version may still be at what an operator ordered before it died, and would change
+its weights among the users' requests.
 """
 
 from __future__ import annotations
@@ -83,7 +84,10 @@ def redirect(rollout: Rollout, world: World, goal: Target) -> Rollout:
         replica = world.live.get(record.uid)
         if replica is None or record.goal == goal.version:
             continue
-        changed = replace(record, goal=goal.version, loads=0, note="", abort=bool(record.token))
+        ordered = bool(record.token)
+        changed = replace(
+            record, goal=goal.version, loads=0, note="", dirty=ordered, abort=ordered, guilty=False
+        )
         # Whatever was ordered is not forgotten: only a load that is seen to end well undoes it.
         if record.token and record.stage not in {"Restarting", "Quarantined"}:
             rollout = _order(rollout, world, changed, replica)
@@ -220,9 +224,10 @@ class _Hand:
             case _:
                 return self._rollout
 
-    def again(self, why: str) -> Rollout:
+    def again(self, why: str, *, guilty: bool = True) -> Rollout:
         """After a load that came to nothing: another one, or what is left when that is in vain."""
-        noted = replace(self._record, note=why, abort=True)
+        before = self._record
+        noted = replace(before, note=why, abort=True, guilty=before.guilty or guilty)
         if self._world.policy.paused:
             return self._rollout
         if noted.loads < MAX_LOADS:
@@ -267,17 +272,21 @@ class _Hand:
             if load.state == "done":
                 return self._rollout.with_record(self._at(record, "Proving"))
             return self.again(load.message or "the load failed")
-        if self._replica.restarts != record.restarts:
-            return self.again("the engine was started anew while it loaded")
         # The shell sees to it that a load that runs comes to an end.
         runs = load is not None and load.state == "running"
+        if not runs and not record.dirty and self._has_it():
+            # Another process ordered it, and died.
+            return self._rollout.with_record(self._at(record, "Proving"))
+        if self._replica.restarts != record.restarts:
+            return self.again("the engine was started anew while it loaded")
         if not runs and self._waited >= self._world.policy.load_seconds:
-            return self.again(f"the engine took no load for {self._waited:.0f} s")
+            why = f"no load was seen to end for {self._waited:.0f} s"
+            return self.again(why, guilty=False)
         return self._rollout
 
     def _proving(self) -> Rollout:
         record, replica = self._record, self._replica
-        if replica.version == record.goal and replica.generated and not replica.paused:
+        if self._has_it() and not replica.paused:
             if self._is_canary():
                 return self._rollout.with_record(self._at(record, "Loaded"))
             return self._rollout.without(record.uid)
@@ -288,10 +297,14 @@ class _Hand:
             return self.again(replica.error or "the engine generated no token")
         return self._rollout
 
+    def _has_it(self) -> bool:
+        return self._replica.version == self._record.goal and self._replica.generated
+
     def _quarantined(self) -> Rollout:
         if self._waited < QUARANTINE_SECONDS or self._world.policy.paused:
             return self._rollout
-        return self._rollout.with_record(replace(self._at(self._record, "Out"), loads=0))
+        record = replace(self._record, loads=0, guilty=False)
+        return self._rollout.with_record(self._at(record, "Out"))
 
     def _given_up(self, record: Record) -> Rollout:
         rollout = self._rollout

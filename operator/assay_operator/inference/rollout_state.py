@@ -74,6 +74,8 @@ class Record:
         token: of the last load that was ordered; empty while there was none.
         loads: how many were.
         restarts: of its container at the last order: one more, and it came to nothing.
+        dirty: whether an engine may still be at a load of another version than `goal`.
+        guilty: whether a load came to nothing in a way that speaks against the weights.
         abort: whether the next one ends requests that are still under way.
         note: why the last one came to nothing.
     """
@@ -86,6 +88,8 @@ class Record:
     token: str = ""
     loads: int = 0
     restarts: int = 0
+    dirty: bool = False
+    guilty: bool = False
     abort: bool = False
     note: str = ""
 
