@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 
 import pytest
@@ -79,13 +80,22 @@ FORBIDDEN = [
 ]
 
 
+class Loader(yaml.SafeLoader):
+    """Reads numbers as Helm and Kubernetes do: to YAML 1.1 the 1e-06 that Helm writes is text."""
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^-?[0-9]+e[-+]?[0-9]+$"), list("-0123456789")
+)
+
+
 def rendered(cluster: Cluster, values: Json) -> list[Json]:
     """The objects that the chart makes of `values`."""
     done = cluster.helm(
         *("template", RELEASE, CHART, "--namespace", SYSTEM, "--values", "-"),
         input=yaml.safe_dump(values),
     )
-    return [item for item in yaml.safe_load_all(done.stdout) if item]
+    return [item for item in yaml.load_all(done.stdout, Loader) if item]
 
 
 def one(objects: list[Json], kind: str, name: str = f"{RELEASE}-assay-operator") -> Json:
