@@ -267,6 +267,8 @@ def test_what_closes_one_does_not() -> None:
     made = step(fleet.status["rollout"], fleet.world())
     assert made.state is not None and made.state["phase"] == "Returning"
     assert not made.admits(held.uid, B.version)
+    # It is silent: whoever keeps silent members is told that this is none any more.
+    assert held.version is None and held.uid in made.excluded
 
 
 def test_the_same_weights_at_another_place_move_the_pointer_only() -> None:
@@ -1151,6 +1153,18 @@ def test_what_was_refused_is_tried_again_once_when_asked_for_by_hand() -> None:
     fleet.retry = WORSE.version[:20]
     fleet.reconcile()
     assert reasons(fleet).count("RolloutStarted") == 2
+
+
+def test_what_is_asked_for_again_and_comes_to_no_verdict_is_tried_until_it_does() -> None:
+    fleet = rolling("Failed", WORSE)
+    fleet.settle()
+    fleet.retry, fleet.jobs_break = WORSE.version, True
+    fleet.run("Inspecting")
+    fleet.run("Failed")
+    assert "It is tried again at" in fleet.told[-1]
+    fleet.jobs_break = False
+    fleet.settle()
+    assert reasons(fleet).count("GateFailed") == 2
 
 
 def test_an_annotation_from_before_does_not_try_twice() -> None:

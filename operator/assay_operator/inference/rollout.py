@@ -7,8 +7,13 @@
 The state in `status.rollout` is complete: an operator that dies anywhere leaves nothing that the
 next one does not find there or see for itself. Each step is decided anew from both.
 
-rollout_state.py has the data, rollout_weighing.py and rollout_phases.py the phases,
-rollout_replicas.py what happens to one replica, rollout_ends.py how a rollout begins and ends.
+What the shell owes it: the state that it passes in is one that was read from the API server;
+actions are done after the new state was written there; a load comes to an end, and its `LoadState`
+has the token of its order. Members of the router are the replicas that `Step.admits`.
+
+rollout_world.py has what goes in and out, rollout_state.py what is remembered,
+rollout_weighing.py and rollout_phases.py the phases, rollout_replicas.py what happens to one
+replica, rollout_ends.py how a rollout begins and ends, rollout_words.py what is told.
 """
 
 from __future__ import annotations

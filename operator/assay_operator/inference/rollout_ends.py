@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 
-from assay_operator.inference.rollout_replicas import redirect
+from assay_operator.inference.rollout_replicas import redirect, take
 from assay_operator.inference.rollout_state import Rollout
 from assay_operator.inference.rollout_words import refusal, sentences, short, who
 from assay_operator.inference.rollout_world import Diary, Target, World
@@ -49,11 +49,10 @@ def may_start(rollout: Rollout, world: World) -> bool:
         return False
     if asked_again(rollout, world):
         return True
-    if refusal(world) is not None:
-        return False
-    failed = rollout.phase == "Failed" and rollout.target.same_place(target)
-    again = rollout.again_at
-    return not failed or (again is not None and again <= world.now)
+    if rollout.phase == "Failed" and rollout.target.same_place(target):
+        # Refused before or not: the last time it came to no verdict, if it is to be tried again.
+        return rollout.again_at is not None and rollout.again_at <= world.now
+    return refusal(world) is None
 
 
 def asked_again(rollout: Rollout, world: World) -> bool:
@@ -164,6 +163,11 @@ def remembered(diary: Diary, world: World) -> tuple[tuple[Json, ...], tuple[Json
 
 
 def _back(rollout: Rollout, world: World) -> Rollout:
+    canary = rollout.canary
+    replica = world.live.get(canary.uid) if canary else None
+    if replica is not None and rollout.record(replica.uid) is None:
+        # It held the target. Whether it says so at this moment or not, it gets no request more.
+        rollout = take(rollout, world, replica, rollout.origin)
     back = replace(
         rollout,
         phase="Returning",

@@ -182,16 +182,15 @@ def _not_tried(rollout: Rollout, world: World) -> str:
     if target.version == rollout.serves.version:
         return ""
     again = f" To try it again, set the annotation {RETRY_ANNOTATION} to {target.version}."
-    if rollout.blame and rollout.target.version == target.version:
-        return again
+    if rollout.phase == "Failed" and rollout.target.same_place(target):
+        at = rollout.again_at
+        return f" It is tried again at {at:%Y-%m-%dT%H:%M:%SZ}.{again}" if at else again
     if refused := refusal(world):
         why = _stop(str(refused.get("message") or refused.get("reason") or ""))
         return f" {who(target)} is wanted, and was refused at {refused.get('time')}: {why}{again}"
     if world.policy.paused:
         return f" {who(target)} is wanted, and waits: spec.rollout.paused is true."
-    if rollout.again_at is None or not rollout.target.same_place(target):
-        return ""
-    return f" It is tried again at {rollout.again_at:%Y-%m-%dT%H:%M:%SZ}.{again}"
+    return ""
 
 
 def sentences(*parts: str) -> str:
