@@ -34,6 +34,8 @@ SCORES = {"tiny": 0.4, "good": 0.7, "better": 0.8, "worse": 0.2, "shapes": 0.9, 
 loaded, `pickle` does not pass the inspection."""
 LEAST = 0.5
 CONTENTS = (*SCORES, "pickle")
+ROGUE = "rogue"
+"""What somebody else had an engine load."""
 
 
 def digest(content: str) -> str:
@@ -424,7 +426,7 @@ class Cluster:
 
     def observation(self) -> Observation:
         over = {"Done", "Failed", "Superseded", None}
-        changing = self.rollout.get("phase") not in over
+        changing = self.rollout.get("phase") not in over or bool(self.rollout.get("replicas"))
         asked = [
             each
             for each in self.engines
@@ -584,12 +586,19 @@ class Cluster:
             raise Violation(f"pods start with {start}")
         for engine in self.engines:
             asked = engine.url in self.workers() or engine.url in self.known
-            if not asked or engine.version is None:
+            if not asked or engine.version is None or engine.content == ROGUE:
                 continue
             if engine.works and engine.content not in self.passed:
                 raise Violation(f"{engine.pod} answers with {engine.content}")
             if self.versions.setdefault(engine.version, str(engine.content)) != engine.content:
                 raise Violation(f"{engine.version} is {engine.content} in {engine.pod}")
+
+    def check_workers(self) -> None:
+        """Right after a pass nobody is listed who reports what has not passed."""
+        for engine in self.engines:
+            reports = engine.version is not None and not engine.silent and engine.works
+            if reports and engine.url in self.workers() and engine.content not in self.passed:
+                raise Violation(f"{engine.pod} is listed with {engine.content}")
 
     # -- until something is so -------------------------------------------------------------
 

@@ -175,10 +175,14 @@ class TestServices:
         assert made.listings == {"uid-r1": URL} and made.known == {"uid-r1": URL | {"x"}}
         assert made.rejections
 
+    @pytest.mark.parametrize(
+        "rollout", [{"phase": "Waving"}, {"phase": "Done", "replicas": [{"uid": "uid-e2"}]}]
+    )
     async def test_while_the_weights_change_all_that_are_up_are_asked_what_they_are_at(
-        self, shell: Shell, view: View, fakes: Fakes, seen: Seen
+        self, shell: Shell, view: View, fakes: Fakes, seen: Seen, rollout: Json
     ) -> None:
-        view.put(resource("InferenceService", SERVICE, status={"rollout": {"phase": "Waving"}}))
+        """Also after the end, as long as one engine has to be put right."""
+        view.put(resource("InferenceService", SERVICE, status={"rollout": rollout}))
         for name in ("e1", "e2", "e3"):
             view.put(pod(SERVICE, name, "engine"))
         view.put(pod(SERVICE, "e4", "engine", ready=False))

@@ -141,7 +141,7 @@ class _Planner:
         outcomes = self._outcomes()
         made = step(self.old.get("rollout"), self._world(found, outcomes))
         rollout = read(made.state)
-        group = membership(self.observation, self.identity, found, made, self._holding())
+        group = membership(self.observation, self.identity, found, made)
         layout = self._layout(made, rollout)
         template = self._template(made.template, layout)
         document = workers_document(group.members.values())
@@ -161,7 +161,7 @@ class _Planner:
                     workers=document,
                     surge=made.surge,
                 ),
-                *trial_objects(trial, made, rollout, self.observation, found),
+                *trial_objects(trial, made, self.memory.rollout, self.observation, found),
             ),
             status=status,
             events=(*made.events, *report.events(self.old, status)),
@@ -187,13 +187,6 @@ class _Planner:
             pointer=self.choice.pointer,
             gated=self.choice.gated,
         )
-
-    def _holding(self) -> str | None:
-        """The uid of the canary that serves in its hold, as the status has it."""
-        rollout = self.memory.rollout
-        if rollout is None or rollout.phase != "Holding" or rollout.canary is None:
-            return None
-        return rollout.canary.uid
 
     def _policy(self) -> Policy:
         wanted, start = self.spec.rollout, float(self.profile.startup_seconds)

@@ -149,11 +149,7 @@ class Membership:
 
 
 def membership(
-    observation: Observation,
-    identity: Identity,
-    found: Iterable[Replica],
-    step: Step,
-    holding: str | None = None,
+    observation: Observation, identity: Identity, found: Iterable[Replica], step: Step
 ) -> Membership:
     """Decides the list of workers from probes and readiness.
 
@@ -167,7 +163,6 @@ def membership(
         identity: its names.
         found: all its engines.
         step: says which of them may be used.
-        holding: uid of the one that alone served the new weights before this step.
     """
     listed = _workers(observation, identity)
     by_uid = {each.uid: each for each in found}
@@ -182,9 +177,7 @@ def membership(
             members[replica.uid] = url
             continue
         awaited = True
-        # Of a canary that holds no more it is known what it has, though it does not say.
-        given_up = replica.uid == holding and step.canary is None
-        if version is None and url in listed and not given_up:
+        if version is None and url in listed:
             members[replica.uid] = url
     routable = frozenset(uid for uid in members if by_uid[uid].routable)
     return Membership(members, routable, awaited or len(routable) < len(members))

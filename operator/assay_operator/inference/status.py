@@ -187,7 +187,10 @@ def _engines_ready(facts: Facts, existing: int, failure: Failure | None) -> Verd
     if existing == 0:
         return Verdict(False, "Creating", f"{count}. Pods are being created.")
     if facts.rollout and facts.step.excluded:
-        return Verdict(False, "RollingOut", f"{count}. {facts.rollout.message}")
+        told = "The others get back the weights that are served."
+        if not facts.rollout.over:
+            told = facts.rollout.message
+        return Verdict(False, "RollingOut", f"{count}. {told}")
     return Verdict(
         False,
         "Starting",

@@ -130,7 +130,7 @@ def trial_objects(
     Args:
         trial: what they are made from.
         step: orders them.
-        rollout: as the step leaves it.
+        rollout: as the step found it, with the Job that was ordered.
         observation: what is seen of the service.
         found: all its engines.
     """

@@ -99,9 +99,11 @@ class Services:
         """See Kind."""
         refers = references(owner)
         self._shell.view.watch(key, refers.topics(key.namespace))
-        # A pod that is up and not ready is asked only while the weights change: it may answer late
-        # or never, and in a quiet time there is nothing that it could add.
-        changing = not is_at_rest((owner.get("status") or {}).get("rollout"))
+        # A pod that is up and not ready is asked only while the weights change, be it of one engine
+        # that is put right: it may answer late or never, and in a quiet time there is nothing that
+        # it could add.
+        rollout = (owner.get("status") or {}).get("rollout") or {}
+        changing = not is_at_rest(rollout) or bool(rollout.get("replicas"))
         asked = [
             pod
             for pod in self._shell.view.pods(key)
