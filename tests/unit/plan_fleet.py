@@ -314,6 +314,10 @@ class Cluster:
                 template = item["spec"]["template"]
                 found = self._gated(template) if kind == "gate" else self._inspected(template)
                 self.pods[name] = self._ended(name, *found)
+                if found[0] == 2:
+                    ended = {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded"}
+                    ended["lastTransitionTime"] = self.stamp(self.now)
+                    self.children[Ref("Job", name)] = {**item, "status": {"conditions": [ended]}}
 
     def _inspected(self, template: Json) -> tuple[int, Json]:
         pod = template["spec"]
@@ -369,7 +373,7 @@ class Cluster:
         summary = {
             "verdict": "pass" if passes else "fail",
             "reason": f"scored {SCORES.get(content)}",
-            "score": {side: {"mean": SCORES[found[0]]} for side, found in sides.items()},
+            "score": {side: {"mean": SCORES.get(found[0], 0.0)} for side, found in sides.items()},
             "sides": {"candidate": {"weightVersions": [version]}},
         }
         return (0 if passes else 1), summary

@@ -206,7 +206,9 @@ class InferenceServiceStatus(ApiModel):
         "tries none of them again until the annotation assay.dev/retry names its version.",
     )
     conditions: Conditions | None = Field(
-        None, description="Applied, EnginesReady, RouterReady and Ready."
+        None,
+        description="Applied, EnginesReady, RouterReady and Ready; Target: what the spec asks for "
+        "can be had; RolledOut: it is what is served, Unknown while it is on its way.",
     )
     lastFailure: LastFailure | None = Field(
         None, description="The latest failure, kept after it is over."
