@@ -178,6 +178,10 @@ def test_the_jobs_claim_is_mounted_before_there_is_anything_on_it() -> None:
     cluster.settle()
     assert cluster.uids() == before, "nobody knows yet whether the claim is there"
     cluster.followed = job() | {"status": TRAINING}
+    cluster.change(rollout={**GATED, "paused": True})
+    cluster.settle()
+    assert cluster.uids() == before, "a pause touches no engine"
+    cluster.change(rollout=GATED)
     cluster.reconcile()
     cluster.advance(1)
     cluster.settle()

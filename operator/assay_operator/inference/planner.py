@@ -234,7 +234,7 @@ class _Planner:
         It belongs to the template's version: another layout is another template, for which all
         pods are made anew. So it stays while weights change in place, and comes back with the
         version where a rollout goes back. Only a volume that the spec asks for besides is added,
-        while nothing else is going on.
+        while nothing else is going on and nothing is paused.
         """
         known = self.memory.notes.layouts.get(made.template)
         if known is None:
@@ -242,7 +242,8 @@ class _Planner:
         before, mine = self.memory.rollout, mount_of(made.pointer)
         if known.get(mine) != made.pointer.volume:
             known = {**known, mine: made.pointer.volume}
-        if before and before.over and rollout and rollout.over:
+        rests = before and before.over and rollout and rollout.over
+        if rests and not self.spec.rollout.paused:
             return {**known, **additions(known, self.choice.others)}
         return known
 
