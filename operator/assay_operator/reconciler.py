@@ -9,6 +9,7 @@ from assay_operator.actor import Slots
 from assay_operator.cluster.apply import Applier
 from assay_operator.cluster.client import ApiError
 from assay_operator.cluster.view import Key, View
+from assay_operator.conditions import stamp
 from assay_operator.plan import Json
 from assay_operator.reconcilers.shell import Decide, Kind
 
@@ -90,6 +91,6 @@ def with_condition(status: Json, message: str, now: datetime) -> Json:
         "status": "False",
         "reason": "InternalError",
         "message": message,
-        "lastTransitionTime": since or now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "lastTransitionTime": since or stamp(now),
     }
     return {**status, "conditions": list(conditions.values())}

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from assay_operator.conditions import stamp
 from assay_operator.inference.rollout_ends import (
     may_start,
     remembered,
@@ -82,7 +83,7 @@ def _first(world: World) -> Target | None:
 
 
 def _first_entry(served: Target, world: World) -> Json:
-    time = world.now.strftime("%Y-%m-%dT%H:%M:%SZ")
+    time = stamp(world.now)
     return {
         "version": served.version,
         "name": served.name,

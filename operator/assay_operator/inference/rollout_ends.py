@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 
+from assay_operator.conditions import stamp
 from assay_operator.inference.rollout_replicas import redirect, take
 from assay_operator.inference.rollout_state import Rollout
 from assay_operator.inference.rollout_words import refusal, sentences, short, who
@@ -140,7 +141,7 @@ def returned(rollout: Rollout, world: World, diary: Diary, detail: str = "") -> 
                 "name": ended.target.name,
                 "reason": ended.reason,
                 "message": told,
-                "time": _time(world),
+                "time": stamp(world.now),
             }
         )
     if ended.touched:
@@ -204,18 +205,14 @@ def _entry(rollout: Rollout, world: World, result: str, reason: str) -> Json:
         "result": result,
         "reason": reason,
         "message": rollout.detail or f"From {short(rollout.origin.version)}.",
-        "started": rollout.started.strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "finished": _time(world),
+        "started": stamp(rollout.started),
+        "finished": stamp(world.now),
         "seconds": _seconds(rollout, world),
     }
 
 
 def _seconds(rollout: Rollout, world: World) -> float:
     return world.since(rollout.started)
-
-
-def _time(world: World) -> str:
-    return world.now.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _names(asked: str, version: str) -> bool:
