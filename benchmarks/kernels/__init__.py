@@ -1,0 +1,1 @@
+"""The kernels beside what people use: time, memory, share of the roofline."""

@@ -1,0 +1,1 @@
+"""The policy loss of packed sequences, with its metrics, in one launch forward and one backward."""
