@@ -25,6 +25,7 @@ OPS = {
     "linear_logprob": "assay_kernels.linear_logprob.op",
     "linear_policy_loss": "assay_kernels.linear_logprob.folded",
     "policy_loss": "assay_kernels.policy_loss.op",
+    "sampler": "assay_kernels.sampler.op",
 }
 """All ops, with the module whose `OP` each is."""
 
