@@ -24,8 +24,12 @@ _log = logging.getLogger(__name__)
 OPS = {
     "linear_logprob": "assay_kernels.linear_logprob.op",
     "linear_policy_loss": "assay_kernels.linear_logprob.folded",
+    "matmul": "assay_kernels.matmul.op",
     "policy_loss": "assay_kernels.policy_loss.op",
+    "qk_norm_rope": "assay_kernels.qk_norm_rope.op",
+    "rms_norm": "assay_kernels.rms_norm.op",
     "sampler": "assay_kernels.sampler.op",
+    "silu_mul": "assay_kernels.silu_mul.op",
 }
 """All ops, with the module whose `OP` each is."""
 

@@ -44,7 +44,7 @@ def test_a_row_of_several_chunks_is_put_together_from_them() -> None:
             "min_ps": [0.0, 0.01, 0.3, 0.0, 0.1, 0.02],
         },
     ],
-    ids=lambda filters: "+".join(filters),
+    ids="+".join,
 )
 @pytest.mark.parametrize("spread", [0.3, 4.0], ids=["flat", "peaked"])
 def test_filters_leave_out_what_ranks_too_low(filters: dict[str, Any], spread: float) -> None:

@@ -8,9 +8,9 @@ belongs to a token, so this ends with the winner among all that may be drawn. It
 whose largest logit is high enough, as a rule a few of a thousand.
 
 A share is exp((logit - largest) / temperature), by which a token's probability is known before the
-sum is. A token ranks above another one if its logit is larger, or if it is as large and comes first.
-The token with the smallest E / share wins, E being exponential: the same as the largest of logit +
-Gumbel noise. `slope` is log2(e) / temperature.
+sum is. A token ranks above another one if its logit is larger, or if it is as large and comes
+first. The token with the smallest E / share wins, E being exponential: the same as the largest of
+logit + Gumbel noise. `slope` is log2(e) / temperature.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _clean(x):
 
 @triton.jit
 def _slope(temperature):
-    """A row's slope, and whether it is drawn: not where the temperature is not above 0 and finite."""
+    """A row's slope, and whether it is drawn: where the temperature is above 0 and finite."""
     drawn = (temperature > 0) & (temperature <= LARGEST)
     slope = tl.where(drawn, LOG2_E / tl.where(drawn, temperature, 1.0), LOG2_E)
     return tl.minimum(slope, STEEPEST), drawn

@@ -117,7 +117,7 @@ def noise(seeds: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
 
 
 def _mix(state: Tensor, word: Tensor) -> Tensor:
-    """One step of the hash, on numbers of 32 bits; where a product overflows, low bits stay right."""
+    """One step of the hash, on numbers of 32 bits; of a product, the low ones stay right."""
     word = word * 0xCC9E2D51 & _WORD
     word = (word << 15 | word >> 17) & _WORD
     state = state ^ (word * 0x1B873593 & _WORD)

@@ -1,0 +1,250 @@
+"""`qk_norm_rope` for any device: one launch where it fits, its reference elsewhere."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from assay_kernels.qk_norm_rope import reference
+from assay_kernels.registry import Op, interpreted, obstacle_of
+
+OP = Op("qk_norm_rope")
+KINDS = (torch.bfloat16, torch.float16, torch.float32)
+WIDEST = 512
+"""Heads of more numbers than this do not fit into registers."""
+_HEADS = 8
+"""Heads that a program works on together."""
+_TOKENS = 16
+"""Tokens whose gradients of the weights are summed by one program."""
+
+
+def qk_norm_rope(
+    q: Tensor,
+    k: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    cos_sin: Tensor,
+    positions: Tensor,
+    eps: float = 1e-6,
+) -> tuple[Tensor, Tensor]:
+    """RMSNorm of every head, then its rotation; no bits depend on other tokens.
+
+    Args:
+        q: [T, Q, D] bfloat16, float16, float32 or float64, D even; may be a view of a packed qkv.
+        k: [T, K, D] of q's dtype.
+        q_weight: [D] of a float dtype.
+        k_weight: [D] of a float dtype.
+        cos_sin: [P, D] of a float dtype: cosines, then sines, of D / 2 angles a position.
+        positions: [T] int32 or int64; where one is outside the table, the token's heads are NaN.
+        eps: added to the mean square.
+
+    Returns:
+        As q and k, without gaps; gradients flow to q, k and the weights.
+
+    Raises:
+        ValueError: shapes or devices do not fit.
+        TypeError: a dtype does not fit.
+    """
+    check(q, k, q_weight, k_weight, cos_sin, positions)
+    found: tuple[Tensor, Tensor] = torch.ops.assay_kernels.qk_norm_rope(
+        q, k, q_weight, k_weight, cos_sin, positions, float(eps)
+    )
+    return found
+
+
+def check(
+    q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos_sin: Tensor, positions: Tensor
+) -> None:
+    """Raises what `qk_norm_rope` says it raises."""
+    if q.dim() != 3 or k.dim() != 3 or q.shape[::2] != k.shape[::2]:
+        raise ValueError(
+            f"q must be [T, Q, D] and k [T, K, D], not {list(q.shape)} and {list(k.shape)}"
+        )
+    tokens, _, width = q.shape
+    if not width or width % 2:
+        raise ValueError(f"heads must have an even number of elements, not {width}")
+    floats = {"q": q, "k": k, "q_weight": q_weight, "k_weight": k_weight, "cos_sin": cos_sin}
+    for name, tensor in floats.items():
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} must be of a float dtype, not {tensor.dtype}")
+    if k.dtype != q.dtype:
+        raise TypeError(f"k must be {q.dtype}, not {k.dtype}")
+    if positions.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"positions must be int32 or int64, not {positions.dtype}")
+    for name, tensor in (("q_weight", q_weight), ("k_weight", k_weight)):
+        if tensor.shape != (width,):
+            raise ValueError(f"{name} must be [{width}], not {list(tensor.shape)}")
+    if cos_sin.dim() != 2 or cos_sin.shape[1] != width or not len(cos_sin):
+        raise ValueError(f"cos_sin must be [P, {width}], not {list(cos_sin.shape)}")
+    if positions.shape != (tokens,):
+        raise ValueError(f"positions must be [{tokens}], not {list(positions.shape)}")
+    for name, tensor in {**floats, "positions": positions}.items():
+        if tensor.device != q.device:
+            raise ValueError(f"{name} must be on {q.device}, not {tensor.device}")
+
+
+def why_not(q: Tensor) -> str | None:
+    """What keeps this call from the kernels."""
+    if q.dtype not in KINDS:
+        return f"heads are {q.dtype}"
+    if interpreted() and q.dtype != torch.float32:
+        return "Triton's interpreter is right in float32 only"
+    width = q.shape[2]
+    if width & (width - 1) or width > WIDEST:
+        return f"heads of {width} elements are not a power of 2 up to {WIDEST}"
+    return obstacle_of(q.device)
+
+
+def _dense(x: Tensor) -> Tensor:
+    """A head's elements side by side; tokens and heads may lie anywhere."""
+    return x if x.stride(2) == 1 else x.contiguous()
+
+
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    cos_sin: Tensor,
+    positions: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    if not OP.fused(why_not(q)):
+        return reference.qk_norm_rope(q, k, q_weight, k_weight, cos_sin, positions, eps)
+    q_out, k_out = _shapes(q, k)
+    tokens, q_heads, width = q.shape
+    k_heads = k.shape[1]
+    parts = math.ceil(q_heads / _HEADS) + math.ceil(k_heads / _HEADS)
+    if not tokens * parts:
+        return q_out, k_out
+    from assay_kernels.qk_norm_rope import kernel  # noqa: PLC0415 (needs Triton)
+
+    q, k = _dense(q), _dense(k)
+    kernel.forward[(tokens, parts)](
+        q,
+        k,
+        q_weight.contiguous(),
+        k_weight.contiguous(),
+        cos_sin.contiguous(),
+        positions.contiguous(),
+        q_out,
+        k_out,
+        len(cos_sin),
+        q_heads,
+        k_heads,
+        q.stride(0),
+        q.stride(1),
+        k.stride(0),
+        k.stride(1),
+        eps,
+        HEADS=_HEADS,
+        HALF=width // 2,
+        num_warps=2,
+    )
+    return q_out, k_out
+
+
+def _backward(
+    of_q_out: Tensor,
+    of_k_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    cos_sin: Tensor,
+    positions: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k and both weights."""
+    if not OP.fused(why_not(q)):
+        return reference.backward(
+            of_q_out, of_k_out, q, k, q_weight, k_weight, cos_sin, positions, eps
+        )
+    of_q, of_k = _shapes(q, k)
+    tokens, q_heads, width = q.shape
+    if not tokens:
+        return of_q, of_k, torch.zeros_like(q_weight), torch.zeros_like(k_weight)
+    from assay_kernels.qk_norm_rope import kernel  # noqa: PLC0415 (needs Triton)
+
+    q, k = _dense(q), _dense(k)
+    programs = math.ceil(tokens / _TOKENS)
+    sums = torch.empty((programs, 2, width), dtype=torch.float32, device=q.device)
+    kernel.backward[(programs,)](
+        of_q_out.contiguous(),
+        of_k_out.contiguous(),
+        q,
+        k,
+        q_weight.contiguous(),
+        k_weight.contiguous(),
+        cos_sin.contiguous(),
+        positions.contiguous(),
+        of_q,
+        of_k,
+        sums,
+        tokens,
+        len(cos_sin),
+        q_heads,
+        k.shape[1],
+        q.stride(0),
+        q.stride(1),
+        k.stride(0),
+        k.stride(1),
+        eps,
+        TOKENS=_TOKENS,
+        HEADS=_HEADS,
+        HALF=width // 2,
+        num_warps=4,
+    )
+    of_q_weight, of_k_weight = sums.sum(0)
+    return of_q, of_k, of_q_weight.to(q_weight.dtype), of_k_weight.to(k_weight.dtype)
+
+
+def _shapes(q: Tensor, k: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape)
+
+
+def _gradient_shapes(
+    of_q_out: Tensor,
+    of_k_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    *_: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    one, other, third, fourth = (x.new_empty(x.shape) for x in (q, k, q_weight, k_weight))
+    return one, other, third, fourth
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.eps = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate(ctx: Any, of_q_out: Tensor, of_k_out: Tensor) -> tuple[Tensor | None, ...]:
+    found = torch.ops.assay_kernels.qk_norm_rope_backward(
+        of_q_out, of_k_out, *ctx.saved_tensors, ctx.eps
+    )
+    return *found, None, None, None
+
+
+_INPUTS = (
+    "Tensor q, Tensor k, Tensor q_weight, Tensor k_weight, Tensor cos_sin, Tensor positions, "
+    "float eps"
+)
+_library = torch.library.Library("assay_kernels", "FRAGMENT")
+_library.define(f"qk_norm_rope({_INPUTS}) -> (Tensor, Tensor)")
+_library.define(
+    f"qk_norm_rope_backward(Tensor of_q_out, Tensor of_k_out, {_INPUTS}) "
+    "-> (Tensor, Tensor, Tensor, Tensor)"
+)
+_library.impl("qk_norm_rope", _forward, "CompositeExplicitAutograd")
+_library.impl("qk_norm_rope_backward", _backward, "CompositeExplicitAutograd")
+torch.library.register_fake("assay_kernels::qk_norm_rope", _shapes, lib=_library)
+torch.library.register_fake("assay_kernels::qk_norm_rope_backward", _gradient_shapes, lib=_library)
+torch.library.register_autograd(
+    "assay_kernels::qk_norm_rope", _differentiate, setup_context=_remember, lib=_library
+)
