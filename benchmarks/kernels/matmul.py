@@ -11,8 +11,8 @@ from torch import Tensor
 
 from assay_kernels.matmul.op import matmul
 from benchmarks.common import Json, Row, say
-from benchmarks.kernels.graphs import Step, against, arms, each
-from benchmarks.kernels.measure import Arm, Ceilings, measure, rows
+from benchmarks.kernels.graphs import Step, against, timed
+from benchmarks.kernels.measure import Ceilings, rows
 
 TITLE = "x W^T with the same bits for a row in every batch"
 PACKAGES = ("torch", "triton", "sglang")
@@ -71,28 +71,28 @@ def run(rounds: int, ceiling: Ceilings) -> tuple[list[Row], list[str], Json]:
     for shape in SHAPES:
         what = str(shape)
         say(what)
-        made, times = _arms(shape)
-        timings, failed = measure(made, rounds, lambda: None)
-        timings = each(timings, times)
-        found += rows(what, made, timings, flops=shape.flops, moved=shape.moved, ceiling=ceiling)
+        steps, products = _steps(shape)
+        arms, timings, said = timed(steps, OURS, rounds, 1, inside=products)
+        found += rows(what, arms, timings, flops=shape.flops, moved=shape.moved, ceiling=ceiling)
         if shape.counts:
-            found += against(what, OURS, [TRITON], timings, FASTER)
+            found += against(what, OURS, TRITON, timings, FASTER)
         raw[what] = {name: timing.as_json() for name, timing in timings.items()}
-        notes += [f"Not run ({what}): {name}: {why}" for name, why in failed.items()]
-        del made
+        notes += [f"{what}: {text}" for text in said]
+        del arms, steps
         torch.cuda.empty_cache()
     return found, notes, raw
 
 
 NOTES = (
     "Weights take turns in one CUDA graph, 300 MiB of them, so that none is in a cache; time is "
-    "that of one product, memory that of all.",
-    "SGLang's choice is DeepGEMM where it is installed and the shape fits, else its Triton kernel.",
+    "that of one product.",
+    "SGLang's choice is DeepGEMM where it is installed and the shape fits, else its Triton kernel; "
+    "both give bf16, also where the others give float32.",
 )
 
 
-def _arms(shape: Shape) -> tuple[list[Arm], int]:
-    """Arms, and how many products one run of each has."""
+def _steps(shape: Shape) -> tuple[dict[str, Callable[[], Step]], int]:
+    """Steps, and how many products each has."""
     torch.manual_seed(7)
     times = max(1, CACHE // (2 * shape.columns * shape.depth))
     make = partial(torch.empty, device="cuda", dtype=torch.bfloat16)
@@ -102,11 +102,11 @@ def _arms(shape: Shape) -> tuple[list[Arm], int]:
     ]
     made: dict[str, Callable[[], Step]] = {
         OURS: lambda: partial(_ours, shape, x, weights),
-        TRITON: partial(_sglang, shape, x, weights, plain=True),
-        DEFAULT: partial(_sglang, shape, x, weights, plain=False),
+        TRITON: partial(_sglang, x, weights, plain=True),
+        DEFAULT: partial(_sglang, x, weights, plain=False),
         CUBLAS: lambda: partial(_cublas, shape, x, weights),
     }
-    return arms(made, 1, [OURS]), times
+    return made, times
 
 
 def _ours(shape: Shape, x: Tensor, weights: list[Tensor]) -> None:
@@ -122,16 +122,15 @@ def _cublas(shape: Shape, x: Tensor, weights: list[Tensor]) -> None:
             torch.mm(x, weight.t())
 
 
-def _sglang(shape: Shape, x: Tensor, weights: list[Tensor], *, plain: bool) -> Step:
+def _sglang(x: Tensor, weights: list[Tensor], *, plain: bool) -> Step:
     from sglang.srt.batch_invariant_ops import batch_invariant_ops as ops  # noqa: PLC0415
 
     multiply: Callable[..., Tensor] = (
         ops._matmul_persistent_triton if plain else ops.matmul_persistent
     )
-    kind = torch.float32 if shape.fine else torch.bfloat16
 
     def step() -> None:
         for weight in weights:
-            multiply(x, weight.t(), out_dtype=kind)
+            multiply(x, weight.t())
 
     return step

@@ -15,11 +15,11 @@ from assay_kernels.qk_norm_rope.op import qk_norm_rope
 from assay_kernels.rms_norm.op import add_rms_norm, rms_norm
 from assay_kernels.silu_mul.op import silu_mul
 from benchmarks.common import Json, Row, say
-from benchmarks.kernels.graphs import Step, against, arms, each
-from benchmarks.kernels.measure import Ceilings, Timing, measure, rows
+from benchmarks.kernels.graphs import Step, against, installed, timed
+from benchmarks.kernels.measure import Ceilings, Timing, rows
 
 TITLE = "Norms, SwiGLU and rotary positions, [8,192, 4,096] in bf16"
-PACKAGES = ("torch", "triton", "sglang", "flashinfer-python", "liger_kernel")
+PACKAGES = ("torch", "triton", "sglang", "liger_kernel")
 ROWS, WIDTH = 8192, 4096
 Q_HEADS, K_HEADS, HEAD, POSITIONS = 32, 8, 128, 32_768
 EPS = 1e-6
@@ -60,28 +60,23 @@ def run(rounds: int, ceiling: Ceilings) -> tuple[list[Row], list[str], Json]:
     notes = list(NOTES)
     for what, case in _cases().items():
         say(what)
-        made = arms(
-            {name: partial(_step, case, make) for name, make in case.functions.items()},
-            TIMES,
-            [OURS],
-        )
-        timings, failed = measure(made, rounds, lambda: None)
-        timings = each(timings, TIMES)
-        found += rows(what, made, timings, flops=0, moved=case.moved, ceiling=ceiling)
+        steps = {name: partial(_step, case, make) for name, make in case.functions.items()}
+        arms, timings, said = timed(steps, OURS, rounds, TIMES)
+        found += rows(what, arms, timings, flops=0, moved=case.moved, ceiling=ceiling)
         if case.goal:
-            found += against(what, OURS, [NATIVE], timings, FASTER)
+            found += against(what, OURS, NATIVE, timings, FASTER)
             found += _of_bandwidth(what, timings, case.moved, ceiling)
         raw[what] = {name: timing.as_json() for name, timing in timings.items()}
-        notes += [f"Not run ({what}): {name}: {why}" for name, why in failed.items()]
-        del made
+        notes += [f"{what}: {text}" for text in said]
+        del arms
         torch.cuda.empty_cache()
-    return found, notes, raw
+    return found, [*notes, installed(["flashinfer-python"])], raw
 
 
 NOTES = (
     f"{ROWS:,} rows of {WIDTH:,}; {ROWS:,} tokens of {Q_HEADS} + {K_HEADS} heads of {HEAD}; all in "
     "bf16, angles in float32. The roofline reads inputs and writes results once. "
-    f"{TIMES} calls in one CUDA graph; memory is that of all of them.",
+    f"{TIMES} calls in one CUDA graph; memory is that of one, above the inputs.",
     "SGLang, deterministic: what its layers run in PyTorch or batch-invariant Triton in "
     "deterministic mode, SwiGLU and heads as under RL; SGLang, normal mode: its CUDA kernels, of "
     "which RMSNorm after an addition and rotary positions work in place.",

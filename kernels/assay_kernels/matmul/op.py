@@ -16,7 +16,7 @@ from assay_kernels.rows import rows_of
 
 OP = Op("matmul")
 KINDS = (torch.bfloat16, torch.float16, torch.float32)
-SPLIT = 1024
+SPLIT = 2048
 """Elements along K that are summed before another such sum is added. What bits depend on."""
 _TILES = 2**16
 """Tiles whose splits can be counted."""
@@ -60,8 +60,10 @@ class Plan:
         if narrow:
             return cls(block, 64, 32, apart, 4, 2)
         if apart:
-            return cls(block, 64, 128 if block < 128 else 64, True, 4, 3)
-        return cls(block, 128, 64, False, 8, 4)
+            return cls(block, 64, 128 if block < 128 else 64, True, 4, 4)
+        if block < 128:
+            return cls(block, 128, 128, False, 8, 3)
+        return cls(128, 128, 64, False, 8, 4)
 
 
 def matmul(

@@ -15,9 +15,9 @@ OP = Op("qk_norm_rope")
 KINDS = (torch.bfloat16, torch.float16, torch.float32)
 WIDEST = 512
 """Heads of more numbers than this do not fit into registers."""
-_HEADS = 8
+_HEADS, _HEADS_BACKWARD = 4, 8
 """Heads that a program works on together."""
-_TOKENS = 16
+_TOKENS = 8
 """Tokens whose gradients of the weights are summed by one program."""
 
 
@@ -194,7 +194,7 @@ def _backward(
         k.stride(1),
         eps,
         TOKENS=_TOKENS,
-        HEADS=_HEADS,
+        HEADS=_HEADS_BACKWARD,
         HALF=width // 2,
         num_warps=4,
     )

@@ -155,6 +155,7 @@ def _backward(
     programs = math.ceil(rows / _ROWS)
     sums = inverse.new_empty((programs, width)) if for_weight else None
     block, warps = block_of(width)
+    warps = min(32, 2 * warps)
     kernel.backward[(programs,)](
         of_normed.contiguous(),
         of_total if of_total is None else of_total.contiguous(),

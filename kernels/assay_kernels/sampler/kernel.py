@@ -54,13 +54,13 @@ def _begun(seed, position):
 
 @triton.jit
 def _exponential(state, columns, INTERPRET: tl.constexpr):
-    """Exponential noise of tokens, divided by log(2): -log2(1 - v), v being a hash over 2^32."""
+    """Exponential noise of tokens over log(2): -log2(1 - v), v being (hash + 1/2) / 2^32."""
     h = _mix(state, columns.to(tl.uint32)) ^ 16
     h = (h ^ (h >> 16)) * 0x85EBCA6B
     h = (h ^ (h >> 13)) * 0xC2B2AE35
     h = h ^ (h >> 16)
-    left = tl.maximum(h ^ 0xFFFFFFFF, 1)
-    v = tl.minimum(left.to(tl.float32) * 2.3283064365386963e-10, 0.99999994)
+    left = (h ^ 0xFFFFFFFF).to(tl.float32)
+    v = tl.minimum(left * 2.3283064365386963e-10 + 1.1641532182693481e-10, 0.99999994)
     # Near 0, where winners are, 1 - v would lose v's digits.
     near = v * (LOG2_E + v * (LOG2_E / 2 + v * (LOG2_E / 3 + v * (LOG2_E / 4))))
     u = 1.0 - v
@@ -76,8 +76,7 @@ def _exponential(state, columns, INTERPRET: tl.constexpr):
 @triton.jit
 def _clean(x):
     """Logits in float32: -inf for NaN, which nobody draws, and finite for +inf."""
-    x = x.to(tl.float32)
-    return tl.minimum(tl.where(x == x, x, -float("inf")), LARGEST)
+    return tl.minimum(tl.maximum(x.to(tl.float32), -float("inf")), LARGEST)
 
 
 @triton.jit
@@ -123,11 +122,15 @@ def survey(
     best = tl.full((ROWS, SIZE), 1.0, tl.float32)
     share_of_best = tl.zeros((ROWS, SIZE), tl.float32)
     winner = tl.full((ROWS, SIZE), NOBODY, tl.int32)
+    columns = first * SIZE + places
+    loaded = tl.load(logits + columns, mask=columns < vocabulary, other=-float("inf"))
     for tile in range(0, tiles):
+        x = _clean(loaded)
+        # The next ones are on their way while these are worked on.
+        after = columns + ROWS * SIZE
+        inside = (after < vocabulary) & (tile + 1 < tiles)
+        loaded = tl.load(logits + after, mask=inside, other=-float("inf"))
         group = first + tile * ROWS
-        columns = group * SIZE + places
-        x = tl.load(logits + columns, mask=columns < vocabulary, other=-float("inf"))
-        x = _clean(x)
         peak = tl.max(x, 1)
         tl.store(peaks + group + rows, peak, mask=group + rows < groups)
         higher = tl.maximum(top, peak)
@@ -143,6 +146,7 @@ def survey(
             share_of_best = tl.where(better, share, share_of_best)
             winner = tl.where(better, columns, winner)
         top = higher
+        columns = after
     highest = tl.max(top, 0)
     base = tl.where(highest == -float("inf"), 0.0, highest)
     kept = tl.exp2((top - base) * slope)[:, None]
@@ -194,6 +198,82 @@ def _listed(peaks, members, pivot, base, slope, least, groups):
         tl.store(members + count + tl.cumsum(listed, 0) - 1, these, mask=listed == 1)
         count += tl.sum(listed, 0)
     return count
+
+
+@triton.jit
+def _groups(members, begin, count):
+    """Some listed groups, as a column; -1 where the list is at its end."""
+    places = begin + tl.arange(0, FEW)
+    return tl.load(members + places, mask=places < count, other=-1)[:, None]
+
+
+@triton.jit
+def _columns(group, vocabulary):
+    """The tokens of groups, and which of them there are."""
+    columns = group * SIZE + tl.arange(0, SIZE)[None, :]
+    return columns, (group >= 0) & (columns < vocabulary)
+
+
+@triton.jit
+def _shares(x, columns, inside, pivot, place, base, slope):
+    """Whether tokens rank above the pivot, and the shares of those that do."""
+    x = _clean(x)
+    above = inside & ((x > pivot) | ((x == pivot) & (columns < place)))
+    return above, tl.where(above, tl.exp2((x - base) * slope), 0.0)
+
+
+@triton.jit
+def _weighed(logits, members, count, pivot, place, base, slope, vocabulary):
+    """How many tokens rank above the pivot, and the sum of their shares."""
+    seen = tl.zeros((FEW, SIZE), tl.int32)
+    mass = tl.zeros((FEW, SIZE), tl.float32)
+    columns, inside = _columns(_groups(members, 0, count), vocabulary)
+    loaded = tl.load(logits + columns, mask=inside, other=-float("inf"))
+    following = _groups(members, FEW, count)
+    for begin in range(0, count, FEW):
+        # The next logits, and the groups after them, are on their way while these are weighed.
+        next_columns, next_inside = _columns(following, vocabulary)
+        next_loaded = tl.load(logits + next_columns, mask=next_inside, other=-float("inf"))
+        following = _groups(members, begin + 2 * FEW, count)
+        above, share = _shares(loaded, columns, inside, pivot, place, base, slope)
+        seen += above.to(tl.int32)
+        mass += share
+        columns = next_columns
+        inside = next_inside
+        loaded = next_loaded
+    return tl.sum(tl.sum(seen, 1), 0), tl.sum(tl.sum(mass, 1), 0)
+
+
+@triton.jit
+def _winner(
+    logits,
+    members,
+    count,
+    pivot,
+    place,
+    least,
+    base,
+    slope,
+    state,
+    vocabulary,
+    INTERPRET: tl.constexpr,
+):
+    """The winner among the tokens that rank above the pivot and have a share of `least`."""
+    best = tl.full((FEW, SIZE), 1.0, tl.float32)
+    share_of_best = tl.zeros((FEW, SIZE), tl.float32)
+    winner = tl.full((FEW, SIZE), NOBODY, tl.int32)
+    for begin in range(0, count, FEW):
+        columns, inside = _columns(_groups(members, begin, count), vocabulary)
+        x = tl.load(logits + columns, mask=inside, other=-float("inf"))
+        above, share = _shares(x, columns, inside, pivot, place, base, slope)
+        noise = _exponential(state, columns, INTERPRET)
+        better = above & (share >= least) & (noise * share_of_best < best * share)
+        best = tl.where(better, noise, best)
+        share_of_best = tl.where(better, share, share_of_best)
+        winner = tl.where(better, columns, winner)
+    ratio = tl.where(share_of_best > 0, best / share_of_best, float("inf"))
+    lowest = tl.min(tl.min(ratio, 1), 0)
+    return tl.min(tl.min(tl.where(ratio == lowest, winner, NOBODY), 1), 0)
 
 
 @triton.jit
@@ -309,44 +389,36 @@ def _search(
             else:
                 high = middle
         place = tl.full((), 0, tl.int32)
-    rows = tl.arange(0, FEW)
     searching = tl.full((), 1, tl.int1)
     while searching:
         count = _listed(peaks, members, pivot, base, slope, least, groups)
         # What one thread listed, another one reads.
         tl.debug_barrier()
-        seen = tl.zeros((FEW, SIZE), tl.int32)
-        mass = tl.zeros((FEW, SIZE), tl.float32)
-        best = tl.full((FEW, SIZE), 1.0, tl.float32)
-        share_of_best = tl.zeros((FEW, SIZE), tl.float32)
-        winner = tl.full((FEW, SIZE), NOBODY, tl.int32)
-        for begin in range(0, count, FEW):
-            listed = begin + rows < count
-            group = tl.load(members + begin + rows, mask=listed, other=0)
-            columns = group[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
-            inside = listed[:, None] & (columns < vocabulary)
-            x = _clean(tl.load(logits + columns, mask=inside, other=-float("inf")))
-            share = tl.exp2((x - base) * slope)
-            above = inside & ((x > pivot) | ((x == pivot) & (columns < place)))
-            seen += above.to(tl.int32)
-            mass += tl.where(above, share, 0.0)
-            noise = _exponential(state, columns, INTERPRET)
-            better = above & (share >= least) & (noise * share_of_best < best * share)
-            best = tl.where(better, noise, best)
-            share_of_best = tl.where(better, share, share_of_best)
-            winner = tl.where(better, columns, winner)
-        ratio = tl.where(share_of_best > 0, best / share_of_best, float("inf"))
-        lowest = tl.min(tl.min(ratio, 1), 0)
-        next_one = tl.min(tl.min(tl.where(ratio == lowest, winner, NOBODY), 1), 0)
-        above = tl.sum(tl.sum(seen, 1), 0)
-        weight = tl.sum(tl.sum(mass, 1), 0)
-        stays = standing & (above < most) & (weight <= limit)
-        searching = (stays == 0) & (next_one < NOBODY)
+        if standing:
+            above, weight = _weighed(logits, members, count, pivot, place, base, slope, vocabulary)
+            standing = (above < most) & (weight <= limit)
+        searching = standing == 0
         if searching:
-            token = next_one
-            place = token
-            pivot = _clean(tl.load(logits + token))
-            standing = tl.full((), 1, tl.int1)
+            following = _winner(
+                logits,
+                members,
+                count,
+                pivot,
+                place,
+                least,
+                base,
+                slope,
+                state,
+                vocabulary,
+                INTERPRET,
+            )
+            # There always is one: the first-ranked token is among those that may be drawn.
+            searching = following < NOBODY
+            if searching:
+                token = following
+                place = following
+                pivot = _clean(tl.load(logits + following))
+                standing = tl.full((), 1, tl.int1)
         # The list is about to be written anew.
         tl.debug_barrier()
     return token

@@ -17,7 +17,7 @@ _MOST = 2**30
 """Tokens are counted in 32 bits."""
 _GROUP = 128
 """Tokens whose largest logit is kept: `kernel.SIZE`."""
-_ROWS, _TILES, _WARPS = 16, 8, 8
+_ROWS, _TILES, _WARPS = 8, 8, 4
 """Groups that `survey` reads together, how often, and with how many warps: a chunk. Fixed, since
 sums must not depend on the batch."""
 
@@ -169,7 +169,7 @@ def _sample(
         groups,
         CHUNKS=1 << (chunks - 1).bit_length(),
         INTERPRET=interpreted(),
-        num_warps=4,
+        num_warps=8,
     )
     return tokens, log_probs
 

@@ -9,8 +9,8 @@ Of a row's tokens, ranked by their logits (of equal ones the first token first),
 probabilities being softmax(logits / temperature) over all tokens. Among them the token with the
 largest log p + g is taken, where the Gumbel noise g = -log E, E = -log(1 - v), is a function of the
 row's seed and position and of the token alone: v is the complement of the 32-bit MurmurHash3 of
-(seed, position, token), over 2^32. SGLang's seeded sampler hashes the same, so without filters the
-tokens are the same, but for rounding.
+(seed, position, token), plus 1/2, over 2^32. SGLang's seeded sampler hashes the same, so without
+filters the tokens are the same, but for rounding.
 """
 
 from __future__ import annotations
@@ -111,9 +111,9 @@ def noise(seeds: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
     found = (found ^ found >> 16) * 0x85EBCA6B & _WORD
     found = (found ^ found >> 13) * 0xC2B2AE35 & _WORD
     found ^= found >> 16
-    left = (_WORD - found).clamp(min=1).double() / 2**32
+    v = ((_WORD - found).double() + 0.5) / 2**32
     # float32 has no larger number below 1.
-    return -torch.log1p(-left.clamp(max=1 - 2**-24))
+    return -torch.log1p(-v.clamp(max=1 - 2**-24))
 
 
 def _mix(state: Tensor, word: Tensor) -> Tensor:

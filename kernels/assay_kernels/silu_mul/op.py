@@ -14,7 +14,7 @@ from assay_kernels.silu_mul import reference
 
 OP = Op("silu_mul")
 KINDS = (torch.bfloat16, torch.float16, torch.float32)
-_BLOCK, _WARPS = 2048, 8
+_BLOCK, _WARPS = 4096, 8
 
 
 def silu_mul(gate: Tensor, up: Tensor | None = None) -> Tensor:
