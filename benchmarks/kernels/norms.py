@@ -26,6 +26,8 @@ EPS = 1e-6
 TIMES = 4
 OURS, NATIVE, COMPILED = "ours", "SGLang, deterministic", "torch.compile"
 CUDA, LIGER = "SGLang, normal mode", "Liger"
+TRITON_NORM = "SGLang's batch-invariant RMSNorm, rotation in PyTorch"
+CUDA_NORM = "flashinfer's RMSNorm, SGLang's CUDA rotation"
 FASTER, SHARE = 6.0, 0.85
 ELEMENT = 2 * ROWS * WIDTH
 """Bytes of one such tensor."""
@@ -78,8 +80,8 @@ NOTES = (
     "bf16, angles in float32. The roofline reads inputs and writes results once. "
     f"{TIMES} calls in one CUDA graph; memory is that of one, above the inputs.",
     "SGLang, deterministic: what its layers run in PyTorch or batch-invariant Triton in "
-    "deterministic mode, SwiGLU and heads as under RL; SGLang, normal mode: its CUDA kernels, of "
-    "which RMSNorm after an addition and rotary positions work in place.",
+    "deterministic mode, SwiGLU as under RL; SGLang, normal mode: its CUDA kernels, of which "
+    "RMSNorm after an addition works in place, as the CUDA rotation does.",
     "Gradients are of all inputs, weights too.",
 )
 
@@ -163,9 +165,9 @@ def _cases() -> dict[str, Case]:
     }
     turned = {
         OURS: _our_heads,
-        NATIVE: lambda: _native_heads(deterministic=True),
+        TRITON_NORM: lambda: _native_heads(deterministic=True),
         COMPILED: lambda: torch.compile(_native_heads(deterministic=False)),
-        CUDA: _cuda_heads,
+        CUDA_NORM: _cuda_heads,
     }
 
     def without(functions: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -196,7 +198,7 @@ def _cases() -> dict[str, Case]:
         "qk_norm_rope": Case(_heads, turned, 2 * HEADS),
         "qk_norm_rope, forward and backward": Case(
             lambda: [x.clone() for x in _heads()],
-            without(turned, NATIVE, CUDA),
+            without(turned, TRITON_NORM, CUDA_NORM),
             5 * HEADS,
             backward=True,
         ),

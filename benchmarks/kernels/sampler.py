@@ -118,7 +118,8 @@ NOTES = (
     "Every arm gives the chosen tokens' log-probs at the temperature, but for the one without.",
     "SGLang's arms call the functions that its sampler calls, in its order; the copy of the "
     "probabilities over the logits is left out. Seeded, PyTorch: what deterministic mode runs, "
-    "with its batch-invariant log-softmax. Unseeded, flashinfer: the default.",
+    "with its batch-invariant log-softmax. Unseeded, flashinfer: the default, which without "
+    "filters draws with torch.multinomial.",
 )
 
 

@@ -20,6 +20,7 @@ SHAPES = [
     (200, 4_096, 1_032),
     (300, 17, 4_096),
     (1_000, 2_000, 1_500),
+    (3_000, 1_000, 300),
 ]
 
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)

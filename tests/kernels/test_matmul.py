@@ -17,10 +17,13 @@ from tests.kernels.steps import exact, normal, outcome
 
 
 @pytest.mark.parametrize(
-    "shape", [(1, 1, 1), (3, 70, 40), (17, 5, 64), (2, 3, SPLIT + 1), (1, 65, 2 * SPLIT)], ids=str
+    "shape",
+    [(1, 1, 1), (3, 70, 40), (300, 130, 4), (2, 3, SPLIT + 1), (1, 65, 2 * SPLIT)],
+    ids=str,
 )
 @pytest.mark.parametrize("biased", [False, True], ids=["plain", "with bias"])
 def test_values_and_gradients_are_plain_pytorchs(shape: tuple[int, int, int], biased: bool) -> None:
+    """300 rows are 10 tiles along M: more than are next to each other."""
     rows, columns, depth = shape
     inputs = [normal(rows, depth), normal(columns, depth, seed=1) / depth**0.5]
     inputs += [normal(columns, seed=2)] if biased else []

@@ -12,6 +12,19 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+BAND: tl.constexpr = tl.constexpr(8)
+"""Tiles along M that are next to each other."""
+
+
+@triton.jit
+def _place(tile, across, down):
+    """Where a tile lies. Tiles of `BAND` along M follow each other for each of N, then the next
+    `BAND`: so x and weight are still in the cache when they are read again."""
+    band = tile // (BAND * down) * BAND
+    size = tl.minimum(across - band, BAND)
+    inside = tile % (BAND * down)
+    return band + inside % size, inside // size
+
 
 @triton.jit
 def _store(total, out, bias, row, column, rows, columns, split):
@@ -46,9 +59,9 @@ def product(
 ):
     """One tile, or one split of one."""
     tile = tl.program_id(0)
-    across = tl.cdiv(rows, BLOCK_M)
-    row = (tile % across) * BLOCK_M + tl.arange(0, BLOCK_M)
-    column = (tile // across) * BLOCK_N + tl.arange(0, BLOCK_N)
+    across, down = _place(tile, tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N))
+    row = across * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = down * BLOCK_N + tl.arange(0, BLOCK_N)
     step = tl.arange(0, BLOCK_K)
     # What lies outside is computed from the first row or column, and not stored.
     x += tl.where(row < rows, row, 0).to(tl.int64)[:, None] * x_stride + step[None, :]
