@@ -118,7 +118,7 @@ def _sample(
         if not len(logits):
             return _shapes(logits)
         return reference.sample(logits, temperatures, seeds, positions, top_ks, top_ps, min_ps)
-    from assay_kernels.sampler import kernel  # noqa: PLC0415 (needs Triton)
+    from assay_kernels.sampler import choose, kernel  # noqa: PLC0415 (needs Triton)
 
     tokens, log_probs = _shapes(logits)
     rows, vocabulary = logits.shape
@@ -149,7 +149,7 @@ def _sample(
         INTERPRET=interpreted(),
         num_warps=_WARPS,
     )
-    kernel.choose[(rows,)](
+    choose.choose[(rows,)](
         logits,
         temperatures,
         None if top_ks is None else top_ks.contiguous(),
