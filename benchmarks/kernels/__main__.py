@@ -21,7 +21,7 @@ from benchmarks.common import python_versions, say, write
 from benchmarks.kernels.measure import about, ceilings
 from tests.cluster.settings import REPOSITORY
 
-CASES = ("linear_logprob", "policy_loss")
+CASES = ("linear_logprob", "policy_loss", "sampler", "norms", "matmul")
 TESTS = REPOSITORY / "tests" / "kernels"
 
 
@@ -32,10 +32,11 @@ def main(arguments: Sequence[str]) -> int:
         print("benchmarks.kernels needs a CUDA GPU", file=sys.stderr)
         return 1
     if options.tests:
-        files = [str(TESTS), *map(str, sorted(TESTS.glob("gpu_*.py")))]
-        code = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", *files], cwd=REPOSITORY, check=False
-        ).returncode
+        files = "python_files=test_*.py gpu_*.py"
+        # Tests of clusters have their own needs; they are not looked at.
+        where = ["--confcutdir", str(TESTS), str(TESTS)]
+        command = [sys.executable, "-m", "pytest", "-q", "-o", files, *where]
+        code = subprocess.run(command, cwd=REPOSITORY, check=False).returncode
         if code:
             return code
     ceiling = ceilings()

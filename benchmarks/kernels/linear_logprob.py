@@ -93,12 +93,13 @@ def run(rounds: int, ceiling: Ceilings) -> tuple[list[Row], list[str], Json]:
     for what, arms, products, backward in (
         ("forward and backward", _training(inputs), 3, True),
         ("forward", _forward(inputs), 1, False),
+        ("forward and backward, float32 weight", _masters(inputs), 3, True),
     ):
         say(what)
         timings, failed = measure(arms, rounds, inputs.forget)
         flops, moved = products * shape.product, shape.moved(backward)
         found += rows(what, arms, timings, flops=flops, moved=moved, ceiling=ceiling)
-        if backward:
+        if what == "forward and backward":
             found += goals(what, arms, timings, faster=FASTER, memory=MEMORY, held=held)
         raw[what] = {name: timing.as_json() for name, timing in timings.items()}
         notes += [f"Not run ({what}): {name}: {why}" for name, why in failed.items()]
@@ -109,10 +110,12 @@ NOTES = (
     "TFLOP/s and the roofline count what the task needs: 6THV forward and backward, 2THV forward. "
     "Arms that make the logits twice do 8THV.",
     "`linear_policy_loss` gives the loss (DAPO's clip, truncated importance sampling), log-probs, "
-    "entropies and metrics; `linear_logprob` log-probs, log-sum-exp and entropies, here with a loss "
-    "that is their weighted sum. Liger's CuTe kernel gives NLL and entropies of each token; all "
-    "other peers give a mean cross-entropy and nothing else.",
+    "entropies and metrics; `linear_logprob` log-probs, log-sum-exp and entropies, here with a "
+    "weighted sum of the log-probs as its loss. Liger's CuTe kernel gives NLL and entropies of "
+    "each token; all other peers give a mean cross-entropy and nothing else.",
     "Liger's Triton head takes groups of 256 rows by default, of 1,024 with `chunk_mem_const=4`.",
+    "Float32 weight: masters, as the trainer has them; each arm rounds them to bf16 and gives "
+    "their gradient in float32.",
     "cut-cross-entropy by default leaves out gradients of blocks whose probabilities are all below "
     "2^-12; `filter_eps=None` computes all of them, as all other arms do. Only that one counts.",
 )
@@ -131,6 +134,21 @@ def _training(inputs: Inputs) -> list[Arm]:
         Arm("torch.compile", partial(_compiled, inputs)),
         Arm("eager, 1,024 rows", partial(_mean_of, inputs, _eager)),
         Arm("the trainer's head, 1,024 rows", partial(_mean_of, inputs, _head)),
+    ]
+
+
+def _masters(inputs: Inputs) -> list[Arm]:
+    """Arms that take a weight finer than the hidden states, as the trainer has them."""
+
+    def finer(make: Callable[[Inputs], Callable[[], object]]) -> Callable[[], object]:
+        if inputs.weight.dtype != torch.float32:
+            inputs.weight = inputs.weight.detach().float().requires_grad_()
+        return make(inputs)
+
+    return [
+        Arm("ours, loss folded in", partial(finer, _folded), ours=True),
+        Arm("ours, two steps", partial(finer, _two_steps), ours=True),
+        Arm("the trainer's head, 1,024 rows", partial(finer, lambda i: _mean_of(i, _head))),
     ]
 
 

@@ -1,12 +1,14 @@
 """How the kernel benchmarks take time and memory, on one CUDA device.
 
-Arms take turns, round by round, so that a device that slows down slows all of them. Time is between
-two events on the device; memory is the allocator's peak above what lay there before.
+Arms take turns, in another order each round: a device that slows down slows all of them, and what
+ran before, which heats it, is another arm each time. Time is between two events on the device;
+memory is the allocator's peak above what lay there before.
 """
 
 from __future__ import annotations
 
 import gc
+import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +20,6 @@ from benchmarks.common import Json, Row, quantile, say
 
 WARM = 3
 """Runs before the first one that is timed."""
-GB = 1e9
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,8 @@ def measure(
     for turn in range(rounds):
         say(f"round {turn + 1} of {rounds}")
         names = list(ready)
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+        random.Random(turn).shuffle(names)
+        for name in names:
             # The allocator's pieces are another arm's; one run makes them this one's.
             ready[name]()
             reset()
@@ -197,10 +199,14 @@ def rows(
             Row(
                 f"{what}: {arm.name}",
                 f"{timing.median:.3g} ms (p20 {low:.3g}, p80 {high:.3g}), {rate}, "
-                f"{floor / timing.median:.0%} of the roofline, {timing.peak / GB:.3g} GB",
+                f"{floor / timing.median:.2g} of the roofline, {_bytes(timing.peak)}",
             )
         )
     return found
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e9:.3g} GB" if size >= 1e8 else f"{size / 1e6:.3g} MB"
 
 
 def goals(

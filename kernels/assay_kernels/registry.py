@@ -7,6 +7,7 @@ sees.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import logging
@@ -102,8 +103,12 @@ class Op:
             self._fallbacks.clear()
 
 
+@functools.cache
 def obstacle_of(device: torch.device) -> str | None:
-    """What keeps Triton's kernels from running on a device; None where nothing does."""
+    """What keeps Triton's kernels from running on a device; None where nothing does.
+
+    It is looked up once in a process: it would take longer than a small kernel.
+    """
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     if device.type == "cpu":

@@ -68,7 +68,8 @@ def test_tensors_may_lie_in_memory_as_they_like(dtype: torch.dtype, lay: str) ->
             case _:
                 return torch.cat((x[:, :1], x), 1)[:, 1:]
 
-    strange = replace(batch, hidden=view(batch.hidden), weight=view(batch.weight))
+    targets = batch.targets.repeat_interleave(3)[::3]
+    strange = Batch(view(batch.hidden), view(batch.weight), targets, batch.weights)
     plain = outcome(reference.linear_logprob, batch)
     no_worse(outcome(linear_logprob, strange), plain, exact(batch))
 
@@ -143,20 +144,22 @@ def plainly(batch: Batch, drawn: Drawn, totals: Totals) -> list[Tensor]:
     return [said.log_prob.detach(), said.entropy.detach(), hidden.grad, weight.grad]
 
 
-@every_dtype
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("width", [128, 1_024])
 @pytest.mark.parametrize("scratch", [2**30, TINY], ids=["one group", "16 groups"])
 def test_the_folded_losss_errors_are_at_most_twice_pytorchs(
-    dtype: torch.dtype, scratch: int
+    dtype: torch.dtype, width: int, scratch: int
 ) -> None:
-    """A weight's gradient in bfloat16 is rounded with each group: here 16 times."""
-    batch = draw(2_048, 128, 16_000, dtype=dtype, spread=3.0)
+    """A weight's gradient in bfloat16 is rounded with each group of rows: with a width of 128,
+    16 times; with 1,024 the first 1,024 tokens lie in its place, and 14 groups are left."""
+    batch = draw(6_144, width, 16_000, dtype=dtype, spread=3.0)
     with torch.no_grad():
         said = reference.linear_logprob(batch.hidden, batch.weight, batch.targets).log_prob
-    sequence = torch.arange(2_048, device="cuda") // 128
+    sequence = torch.arange(6_144, device="cuda") // 384
     mask = torch.ones_like(sequence, dtype=torch.bool)
     advantages = torch.randn(16, device="cuda")
     drawn = Drawn(said + 0.1 * batch.weights[0], advantages, sequence, mask)
-    totals = Totals(2_048, 16)
+    totals = Totals(6_144, 16)
     no_worse(
         folded(batch, drawn, totals, scratch=scratch),
         plainly(batch, drawn, totals),
@@ -164,13 +167,29 @@ def test_the_folded_losss_errors_are_at_most_twice_pytorchs(
     )
 
 
-def test_a_step_with_the_folded_loss_holds_no_more_than_it_says() -> None:
-    """Gradients and one group of logits; nothing of the size of all logits."""
-    batch = draw(4_096, 512, 64_000, dtype=torch.bfloat16)
+def test_masters_in_float32_get_gradients_as_fine_from_the_folded_loss() -> None:
+    """All 1,024 tokens lie in the place of the gradient, which is twice as wide as logits."""
+    batch = draw(1_024, 512, 16_000, spread=3.0)
+    hidden = batch.hidden.bfloat16()
+    sequence = torch.arange(1_024, device="cuda") // 128
+    drawn = Drawn(batch.weights[0], batch.weights[1, :8], sequence, sequence >= 0)
+    totals = Totals(1_024, 8)
+    mixed = replace(batch, hidden=hidden)
+    rounded = replace(mixed, weight=batch.weight.bfloat16())
+    found = folded(mixed, drawn, totals, scratch=TINY)
+    assert found[3].dtype == torch.float32
+    true = plainly(rounded.to(torch.float64), drawn, totals)
+    no_worse(found, plainly(rounded, drawn, totals), true)
+
+
+@pytest.mark.parametrize("width", [512, 2_048])
+def test_a_step_with_the_folded_loss_holds_no_more_than_it_says(width: int) -> None:
+    """Gradients and `scratch`; nothing of the size of all logits."""
+    batch = draw(4_096, width, 64_000, dtype=torch.bfloat16)
     sequence = torch.zeros(4_096, dtype=torch.int64, device="cuda")
     sampler = torch.zeros(4_096, device="cuda")
     drawn = Drawn(sampler, torch.ones(1, device="cuda"), sequence, sequence == 0)
-    scratch = 256 * 64_000 * 2
+    scratch = 768 * 64_000 * 2
     folded(batch, drawn, Totals(4_096, 1), scratch=scratch)
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()

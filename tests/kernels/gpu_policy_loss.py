@@ -76,16 +76,19 @@ def test_two_streams_do_not_count_each_others_programs() -> None:
 
 
 def test_it_runs_in_a_cuda_graph_with_its_gradient() -> None:
-    packed = large(97)
-    algorithm, over = Algorithm(loss="gspo"), totals(packed)
-    wanted = policy_loss(packed, algorithm, over)
-    slopes = gradients(wanted, packed)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        loss = policy_loss(packed, algorithm, over)
-        found = gradients(loss, packed)
-    for _ in range(2):
-        graph.replay()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        packed = large(97)
+        algorithm, over = Algorithm(loss="gspo"), totals(packed)
+        wanted = policy_loss(packed, algorithm, over)
+        slopes = gradients(wanted, packed)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=side):
+            loss = policy_loss(packed, algorithm, over)
+            found = gradients(loss, packed)
+        for _ in range(2):
+            graph.replay()
+    torch.cuda.synchronize()
     assert torch.equal(loss.value, wanted.value)
     assert torch.equal(found[0], slopes[0])
 

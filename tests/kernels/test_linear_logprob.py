@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from assay_kernels.linear_logprob import op, reference
-from assay_kernels.linear_logprob.op import OP, groups, linear_logprob
+from assay_kernels.linear_logprob import passes, reference
+from assay_kernels.linear_logprob.op import OP, linear_logprob
+from assay_kernels.linear_logprob.passes import SCRATCH, groups
 from assay_trainer import head
 from tests.kernels.heads import DEVICE, Batch, draw, exact, no_worse, outcome
 
@@ -40,18 +41,20 @@ def test_the_temperature_divides_the_logits(temperature: float) -> None:
 def test_it_does_not_matter_how_little_fits_into_memory_at_one_time(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Five rows are three groups, eleven columns six."""
-    monkeypatch.setattr(op, "_TILE", 2)
+    """Five rows are three groups, eleven columns six; a row is read in three splits."""
+    monkeypatch.setattr(passes, "_TILE", 2)
+    monkeypatch.setattr(passes, "_EACH", {True: 4, False: 4})
     batch = draw(5, 4, 11).to(dtype)
     found = outcome(linear_logprob, batch, scratch=1)
     no_worse(found, outcome(reference.linear_logprob, batch), exact(batch))
 
 
 def test_groups_are_even_whole_tiles_and_cover_everything() -> None:
-    found = list(groups(8192, 2 * 151_936, 320 * 2**20))
-    assert [part.stop - part.start for part in found] == [1024] * 8
-    assert [part.start for part in found] == list(range(0, 8192, 1024))
-    assert [(p.start, p.stop) for p in groups(300, 1, 1)] == [(0, 128), (128, 256), (256, 300)]
+    found = list(groups(8192, 2 * 151_936, SCRATCH))
+    assert [part.stop - part.start for part in found] == [768] * 10 + [512]
+    assert [part.start for part in found] == list(range(0, 8192, 768))
+    assert [(p.start, p.stop) for p in groups(800, 1, 1)] == [(0, 384), (384, 768), (768, 800)]
+    assert [(p.start, p.stop) for p in groups(1600, 1, 1500)] == [(0, 1152), (1152, 1600)]
     assert list(groups(0, 1, 1)) == []
 
 
@@ -70,7 +73,8 @@ def test_tensors_may_lie_in_memory_as_they_like(layout: str) -> None:
     }
     batch = draw(5, 16, 37)
     view = views[layout]
-    strange = replace(batch, hidden=view(batch.hidden), weight=view(batch.weight))
+    targets = batch.targets.repeat_interleave(3)[::3]
+    strange = Batch(view(batch.hidden), view(batch.weight), targets, batch.weights)
     assert not strange.weight.is_contiguous()
     no_worse(
         outcome(linear_logprob, strange), outcome(reference.linear_logprob, batch), exact(batch)
@@ -170,6 +174,16 @@ def test_the_references_written_gradient_is_the_one_that_autograd_finds() -> Non
     )
     for mine, theirs in zip(found, true, strict=True):
         assert torch.allclose(mine, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_a_weight_coarser_than_the_hidden_states_keeps_a_gradient_as_coarse() -> None:
+    batch = draw(3, 16, 7)
+    weight = batch.weight.bfloat16().requires_grad_()
+    found = outcome(linear_logprob, replace(batch, weight=weight))
+    assert found[4].dtype == torch.bfloat16
+    true = exact(replace(batch, weight=weight.detach().double(), hidden=batch.hidden.double()))
+    no_worse(found[:4], true[:4], true[:4])
+    assert torch.allclose(found[4].double(), true[4], rtol=2**-8, atol=1e-4)
 
 
 def test_a_weight_finer_than_the_hidden_states_keeps_a_gradient_as_fine() -> None:

@@ -16,10 +16,12 @@ from tests.kernels.heads import DEVICE, draw, exact, no_worse, outcome
 
 @pytest.fixture(autouse=True)
 def anew() -> Iterator[None]:
-    """Each test counts from 0."""
+    """Each test counts from 0, and looks at its device anew."""
     OP.forget()
+    registry.obstacle_of.cache_clear()
     yield
     OP.forget()
+    registry.obstacle_of.cache_clear()
 
 
 def test_a_call_that_fits_is_counted_as_fused_once_forward_and_once_backward() -> None:

@@ -11,24 +11,15 @@ log-probs first. That goes through `linear_logprob` and `policy_loss`, one after
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from assay_kernels.linear_logprob.op import (
-    SCRATCH,
-    add_product,
-    check,
-    dense,
-    groups,
-    linear_logprob,
-    room,
-    survey,
-    turn,
-    why_not,
-)
+from assay_kernels.linear_logprob.op import check, linear_logprob, why_not
+from assay_kernels.linear_logprob.passes import SCRATCH, dense, groups
+from assay_kernels.linear_logprob.work import Wanted, Work
 from assay_kernels.policy_loss import op as policy
 from assay_kernels.policy_loss.reference import Loss, Packed, Totals
 from assay_kernels.registry import Op
@@ -128,7 +119,7 @@ def linear_policy_loss(
         scratch,
         hidden.requires_grad,
         weight.requires_grad,
-        *astuple(formula),
+        *formula,
     )
     return Folded(Loss(value, policy.named(metrics, stand)), log_prob, entropy)
 
@@ -137,6 +128,8 @@ def _why_not(hidden: Tensor, weight: Tensor, stand: Packed, algorithm: Algorithm
     """What keeps this call from one pass."""
     if not (torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)):
         return "no gradient is wanted"
+    if hidden.dtype == torch.float16:
+        return "in float16 gradients must know the loss's scale before they are rounded"
     if algorithm.loss == "gspo" and stand.old is not None:
         return "GSPO with old log-probs needs whole sequences first"
     return why_not(hidden) or policy.why_not(stand)
@@ -159,23 +152,18 @@ def _forward(
     *numbers: Any,
 ) -> tuple[Tensor, ...]:
     """Loss, metrics, log-probs, entropies, and gradients of hidden and weight."""
-    kind = weight.dtype
+    own = weight.dtype
+    kind = torch.promote_types(own, hidden.dtype)
     hidden, weight = dense(hidden), dense(weight.to(hidden.dtype))
-    said = tuple(
-        torch.empty(len(hidden), dtype=torch.float32, device=hidden.device) for _ in range(3)
+    tokens = len(hidden)
+    log_probs, sums, entropies = (
+        torch.empty(tokens, dtype=torch.float32, device=hidden.device) for _ in range(3)
     )
-    log_probs, sums, entropies = said
-    of_hidden = hidden.new_empty(hidden.shape if for_hidden else 0)
-    of_weight = weight.new_empty(weight.shape if for_weight else 0, dtype=kind)
+    of_hidden = hidden.new_empty(hidden.shape) if for_hidden else None
+    of_weight = weight.new_empty(weight.shape, dtype=kind) if for_weight else None
     lengths = _lengths(sequence, mask, len(advantages))
-    logits = None
-    for rows in groups(len(hidden), len(weight) * hidden.element_size(), scratch):
-        if logits is None:
-            logits = room(hidden, rows.stop, len(weight))
-        some = logits[: rows.stop - rows.start]
-        here = targets[rows]
-        torch.mm(hidden[rows], weight.t(), out=some)
-        survey(some, here, temperature, (log_probs[rows], sums[rows], entropies[rows]))
+
+    def slopes(rows: slice) -> Wanted:
         of_log_probs, of_entropies = policy.slopes(
             None,
             log_probs[rows],
@@ -189,25 +177,33 @@ def _forward(
             lengths,  # mean log-ratios, which nothing folded needs
             *numbers,
         )
-        turn(
-            some,
-            here,
-            (sums[rows], entropies[rows]),
-            (of_log_probs, None, of_entropies if len(of_entropies) else None),
-            first=0,
-            vocabulary=len(weight),
-            temperature=temperature,
+        return of_log_probs, None, of_entropies if len(of_entropies) else None
+
+    said = (log_probs, sums, entropies)
+    work = Work(hidden, weight, targets.contiguous(), temperature, scratch, said, slopes)
+    each = len(weight) * hidden.element_size()
+    done = 0
+    # Where one group is not enough, and more tokens than one group fit there.
+    if of_weight is not None and scratch < min(each * tokens, of_weight.nbytes):
+        done = work.in_place(of_hidden, of_weight)
+    for rows in groups(tokens - done, each, scratch):
+        work.by_rows(
+            slice(rows.start + done, rows.stop + done),
+            of_hidden,
+            of_weight,
+            anew=rows.start + done == 0,
         )
-        if for_hidden:
-            torch.mm(some, weight, out=of_hidden[rows])
-        if for_weight:
-            add_product(of_weight, some.t(), hidden[rows], anew=rows.start == 0)
-    if not len(hidden):
+    if of_weight is not None and not tokens:
         of_weight.zero_()
     value, metrics, _, _ = policy.survey(
         log_probs, entropies, sampler, advantages, sequence, mask, old, reference, *numbers
     )
-    return value, metrics, log_probs, entropies, of_hidden, of_weight
+    for_none = hidden.new_empty(0)
+    found = (
+        for_none if of_hidden is None else of_hidden,
+        for_none if of_weight is None else of_weight.to(own),
+    )
+    return value, metrics, log_probs, entropies, *found
 
 
 def _lengths(sequence: Tensor, mask: Tensor, sequences: int) -> Tensor:
@@ -220,7 +216,7 @@ def _lengths(sequence: Tensor, mask: Tensor, sequences: int) -> Tensor:
 
 def _shapes(hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     for_hidden, for_weight = rest[9:11]
-    one, other = (hidden.new_empty(len(hidden), dtype=torch.float32) for _ in range(2))
+    one, other = (hidden.new_empty(hidden.shape[0], dtype=torch.float32) for _ in range(2))
     return (
         one.new_empty(()),
         one.new_empty(policy.SLOTS),

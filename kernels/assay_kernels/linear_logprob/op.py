@@ -11,27 +11,26 @@ float32 and rounded once, instead of read, added to and rounded again with each 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from assay_kernels.linear_logprob import reference
+from assay_kernels.linear_logprob.passes import (
+    SCRATCH,
+    add_product,
+    dense,
+    groups,
+    room,
+    survey,
+    turn,
+)
 from assay_kernels.linear_logprob.reference import LogProbs
 from assay_kernels.registry import Op, interpreted, obstacle_of
 
 OP = Op("linear_logprob")
-SCRATCH = 224 * 2**20
-"""Bytes of logits in memory at one time: of 768 rows in bf16 at a vocabulary of 151,936."""
 KINDS = (torch.bfloat16, torch.float16, torch.float32)
-LOG2_E = math.log2(math.e)
-_BLOCK = 4096
-_WIDE = 16
-"""Rows of logits begin at multiples of so many elements, for cuBLAS's fast kernels and ours."""
-_TILE = 384
-"""Groups are multiples of this. On an H100, products of 384, 768 and 1,152 rows ran at 750 to 790
-TFLOP/s, those of 896 and 1,024 at 650 to 760: tiles then fill the multiprocessors evenly."""
 
 
 def linear_logprob(
@@ -107,127 +106,17 @@ def why_not(hidden: Tensor) -> str | None:
     return obstacle_of(hidden.device)
 
 
-def groups(count: int, each: int, size: int) -> Iterator[slice]:
-    """Cuts `count` rows or columns into even groups of at most `size` bytes, in whole tiles.
-
-    Args:
-        count: how many there are.
-        each: bytes that one takes.
-        size: bytes that a group may take; at least one tile is in it.
-    """
-    most = max(1, size // each // _TILE) * _TILE
-    step = math.ceil(count / math.ceil(count / most) / _TILE) * _TILE if count else most
-    for begin in range(0, count, step):
-        yield slice(begin, min(begin + step, count))
-
-
-def room(like: Tensor, rows: int, columns: int) -> Tensor:
-    """[rows, columns] of logits to be; rows begin at multiples of `_WIDE`."""
-    return like.new_empty((rows, math.ceil(columns / _WIDE) * _WIDE))[:, :columns]
-
-
-def dense(matrix: Tensor) -> Tensor:
-    """The matrix, copied if its rows do not lie as cuBLAS needs them, or else each group would."""
-    return (
-        matrix
-        if matrix.stride(1) == 1 and matrix.stride(0) >= matrix.shape[1]
-        else (matrix.contiguous())
-    )
-
-
-def survey(
-    logits: Tensor, targets: Tensor, temperature: float, into: tuple[Tensor, Tensor, Tensor]
-) -> None:
-    """Statistics of whole rows of logits, in memory as `room` makes it.
-
-    Fills `into`: [R] log-probs, log-sum-exps and entropies.
-    """
-    from assay_kernels.linear_logprob import kernel  # noqa: PLC0415 (needs Triton)
-
-    kernel.statistics[(len(logits),)](
-        logits,
-        targets,
-        *into,
-        logits.shape[1],
-        logits.stride(0),
-        LOG2_E / temperature,
-        BLOCK=_BLOCK,
-        num_warps=4,
-    )
-
-
-def turn(
-    logits: Tensor,
-    targets: Tensor,
-    stand: tuple[Tensor, Tensor],
-    gradients: tuple[Tensor | None, Tensor | None, Tensor | None],
-    *,
-    first: int,
-    vocabulary: int,
-    temperature: float,
-) -> None:
-    """Turns logits into their gradient, in place.
-
-    Args:
-        logits: [R, C] the columns `first` to `first + C`, in memory as `room` makes it.
-        targets: [R].
-        stand: [R] log-sum-exps and entropies.
-        gradients: [R] of log-probs, log-sum-exps and entropies; None where there is none.
-        first: see logits.
-        vocabulary: how many columns there are in all.
-        temperature: divides the logits.
-    """
-    from assay_kernels.linear_logprob import kernel  # noqa: PLC0415 (needs Triton)
-
-    rows, columns = logits.shape
-    blocks = math.ceil(columns / _BLOCK)
-    kernel.gradients[(rows * blocks,)](
-        logits,
-        targets,
-        *stand,
-        *gradients,
-        blocks,
-        first,
-        vocabulary,
-        logits.stride(0),
-        LOG2_E / temperature,
-        1 / temperature,
-        BLOCK=_BLOCK,
-        num_warps=8,
-    )
-
-
-def add_product(total: Tensor, left: Tensor, right: Tensor, *, anew: bool) -> None:
-    """total = left @ right, or total += left @ right; summed in total's dtype, or finer.
-
-    Args:
-        total: of the factors' dtype, or float32.
-        left: a matrix.
-        right: a matrix.
-        anew: whether to forget what total holds.
-    """
-    same = left.dtype == total.dtype
-    if left.device.type != "cuda" and not same:
-        product = left.to(total.dtype) @ right.to(total.dtype)
-        total.copy_(product) if anew else total.add_(product)
-    elif anew:
-        torch.mm(left, right, out=total) if same else torch.mm(
-            left, right, out_dtype=total.dtype, out=total
-        )
-    elif same:
-        total.addmm_(left, right)
-    else:
-        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
-
-
 def _forward(
     hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, scratch: int
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     each = weight.shape[0] * hidden.element_size()
     kind = torch.promote_types(hidden.dtype, torch.float32)
-    found = tuple(torch.empty(len(hidden), dtype=kind, device=hidden.device) for _ in range(3))
+    found: tuple[Tensor, ...] = tuple(
+        torch.empty(len(hidden), dtype=kind, device=hidden.device) for _ in range(3)
+    )
     fused = OP.fused(why_not(hidden))
     hidden, weight = dense(hidden), dense(weight.to(hidden.dtype))
+    targets = targets.contiguous()
     logits = None
     for rows in groups(len(hidden), each, scratch):
         here = tuple(part[rows] for part in found)
@@ -243,7 +132,7 @@ def _forward(
         some = logits[: rows.stop - rows.start]
         torch.mm(hidden[rows], weight.t(), out=some)
         survey(some, targets[rows], temperature, here)
-    return found  # type: ignore[return-value]
+    return found
 
 
 def _backward(
@@ -268,13 +157,15 @@ def _backward(
             found[0] if for_hidden else hidden.new_empty(0),
             found[1] if for_weight else weight.new_empty(0),
         )
-    gradients = tuple(g if g is None else g.float().contiguous() for g in gradients)
-    kind = weight.dtype
+    one, other, third = (g if g is None else g.float().contiguous() for g in gradients)
+    own = weight.dtype
+    kind = torch.promote_types(own, hidden.dtype)
     hidden, weight = dense(hidden), dense(weight.to(hidden.dtype))
+    targets = targets.contiguous()
     of_hidden = torch.empty_like(hidden, dtype=torch.float32) if for_hidden else hidden.new_empty(0)
     of_weight = torch.empty_like(weight, dtype=kind) if for_weight else weight.new_empty(0)
     if not len(hidden):
-        return of_hidden.to(hidden.dtype), of_weight.zero_()
+        return of_hidden.to(hidden.dtype), of_weight.zero_().to(own)
     logits = None
     for columns in groups(len(weight), len(hidden) * hidden.element_size(), scratch):
         some = weight[columns]
@@ -284,9 +175,10 @@ def _backward(
         torch.mm(hidden, some.t(), out=slopes)
         turn(
             slopes,
+            slopes,
             targets,
             (sums, entropies),
-            gradients,
+            (one, other, third),
             first=columns.start,
             vocabulary=len(weight),
             temperature=temperature,
@@ -295,7 +187,7 @@ def _backward(
             add_product(of_hidden, slopes, some, anew=columns.start == 0)
         if for_weight:
             add_product(of_weight[columns], slopes.t(), hidden, anew=True)
-    return of_hidden.to(hidden.dtype), of_weight
+    return of_hidden.to(hidden.dtype), of_weight.to(own)
 
 
 def _plain_backward(
@@ -311,9 +203,9 @@ def _plain_backward(
     fine = torch.promote_types(weight.dtype, torch.float32)
     of_weight = torch.zeros_like(weight, dtype=fine)
     for rows in groups(len(hidden), weight.shape[0] * hidden.element_size(), scratch):
-        here = tuple(g if g is None else g[rows] for g in gradients)
+        one, other, third = (g if g is None else g[rows] for g in gradients)
         of_hidden[rows], found = reference.backward(
-            hidden[rows], weight, targets[rows], here, temperature=temperature
+            hidden[rows], weight, targets[rows], (one, other, third), temperature=temperature
         )
         of_weight += found
     return of_hidden, of_weight.to(weight.dtype)
@@ -323,7 +215,7 @@ def _shapes(
     hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, scratch: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     kind = torch.promote_types(hidden.dtype, torch.float32)
-    one, other, third = (hidden.new_empty(len(hidden), dtype=kind) for _ in range(3))
+    one, other, third = (hidden.new_empty(hidden.shape[0], dtype=kind) for _ in range(3))
     return one, other, third
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import astuple, dataclass
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,8 +42,7 @@ _BLOCK = 512
 _WIDTH = 256
 
 
-@dataclass(frozen=True)
-class Formula:
+class Formula(NamedTuple):
     """The numbers of an `Algorithm` and `Totals`, as kernels take them.
 
     Attributes:
@@ -125,7 +125,9 @@ def policy_loss(batch: Packed, algorithm: Algorithm, totals: Totals) -> Loss:
     if not OP.fused(why_not(batch)):
         return reference.policy_loss(batch, algorithm, totals)
     formula = Formula.of(algorithm, totals)
-    value, metrics, _, _ = torch.ops.assay_kernels.policy_loss(*tensors(batch), *astuple(formula))
+    # torch.library's way through autograd takes longer than the kernels; only a compiler needs it.
+    run = torch.ops.assay_kernels.policy_loss if torch.compiler.is_compiling() else _Eager.apply
+    value, metrics, _, _ = run(*tensors(batch), *formula)
     return Loss(value, named(metrics, batch))
 
 
@@ -157,14 +159,17 @@ def named(metrics: Tensor, batch: Packed) -> dict[str, Tensor]:
         for name, tensor in (("kl", batch.reference), ("entropy", batch.entropy))
         if tensor is None
     }
-    return {name: metrics[i] for name, i in METRICS.items() if name not in missing}
+    found = metrics.unbind()
+    return {name: found[i] for name, i in METRICS.items() if name not in missing}
 
 
 def tensors(batch: Packed) -> tuple[Tensor | None, ...]:
     """What the kernels read, each of one dtype and without gaps."""
 
     def flat(tensor: Tensor | None) -> Tensor | None:
-        return tensor if tensor is None else tensor.float().contiguous()
+        if tensor is None or (tensor.dtype == torch.float32 and tensor.is_contiguous()):
+            return tensor
+        return tensor.float().contiguous()
 
     return (
         flat(batch.log_probs),
@@ -183,7 +188,11 @@ _done: dict[tuple[torch.device, int], Tensor] = {}
 
 def _counter(device: torch.device) -> Tensor:
     """[1] int32, 0 whenever no launch of this stream is under way."""
-    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    on_gpu = device.type == "cuda"
+    if on_gpu and torch.cuda.is_current_stream_capturing():
+        # A graph has one of its own: it may run beside this stream, and its memory is its own.
+        return torch.zeros(1, dtype=torch.int32, device=device)
+    stream = torch.cuda.current_stream(device).cuda_stream if on_gpu else 0
     if (device, stream) not in _done:
         _done[device, stream] = torch.zeros(1, dtype=torch.int32, device=device)
     return _done[device, stream]
@@ -329,7 +338,7 @@ def slopes(
 
 
 def _shapes(log_probs: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    sequences = len(rest[2])
+    sequences = rest[2].shape[0]
     loss, by_sequence = rest[7], rest[10]
     whole = by_sequence or LOSSES[loss] == "gspo"
     size = max(1, sequences) if whole else 0
@@ -343,7 +352,7 @@ def _shapes(log_probs: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tens
 
 def _slope_shapes(upstream: Tensor | None, log_probs: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     bonus = rest[-3]
-    return torch.empty_like(log_probs), log_probs.new_empty(len(log_probs) if bonus else 0)
+    return torch.empty_like(log_probs), log_probs.new_empty(log_probs.shape if bonus else 0)
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -355,14 +364,24 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> 
     ctx.save_for_backward(log_probs, *others, lengths, means)
 
 
-def _differentiate(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+def _differentiate(
+    ctx: Any, upstream: Tensor | None, *_: Any, run: Callable[..., Any] = slopes
+) -> tuple[Tensor | None, ...]:
     of_log_probs, of_entropy = None, None
     if upstream is not None:
-        of_log_probs, of_entropy = torch.ops.assay_kernels.policy_loss_backward(
-            upstream, *ctx.saved_tensors, *ctx.numbers
-        )
+        of_log_probs, of_entropy = run(upstream, *ctx.saved_tensors, *ctx.numbers)
     for_entropy = of_entropy if ctx.needs_input_grad[1] and ctx.numbers[9] else None
     return of_log_probs, for_entropy, *(None for _ in range(6)), *(None for _ in ctx.numbers)
+
+
+class _Eager(torch.autograd.Function):  # type: ignore[misc]
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        output = survey(*inputs)
+        _remember(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_differentiate)
 
 
 NUMBERS = (
@@ -385,5 +404,8 @@ _library.impl("policy_loss_backward", slopes, "CompositeExplicitAutograd")
 torch.library.register_fake("assay_kernels::policy_loss", _shapes, lib=_library)
 torch.library.register_fake("assay_kernels::policy_loss_backward", _slope_shapes, lib=_library)
 torch.library.register_autograd(
-    "assay_kernels::policy_loss", _differentiate, setup_context=_remember, lib=_library
+    "assay_kernels::policy_loss",
+    partial(_differentiate, run=torch.ops.assay_kernels.policy_loss_backward),
+    setup_context=_remember,
+    lib=_library,
 )
