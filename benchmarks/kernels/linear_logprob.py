@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from assay_kernels.linear_logprob.folded import Drawn, linear_policy_loss
 from assay_kernels.linear_logprob.op import linear_logprob
+from assay_kernels.linear_logprob.passes import SCRATCH
 from assay_kernels.linear_logprob.reference import linear_logprob as plain
 from assay_trainer import head
 from assay_trainer.algorithms.loss import Totals
@@ -26,6 +27,7 @@ PACKAGES = ("torch", "triton", "liger_kernel", "cut_cross_entropy")
 FASTER, MEMORY = 1.2, 1.1
 SPREAD = 4.0
 """The logits' standard deviation: entropies then are near 4 nats, as a model's may be."""
+TIGHT = SCRATCH // 2
 _CHUNK = 1024
 
 
@@ -124,6 +126,7 @@ NOTES = (
 def _training(inputs: Inputs) -> list[Arm]:
     return [
         Arm("ours, loss folded in", partial(_folded, inputs), ours=True),
+        Arm("ours, loss folded in, scratch 112 MiB", partial(_folded, inputs, TIGHT), ours=True),
         Arm("ours, two steps", partial(_two_steps, inputs), ours=True, counts=False),
         Arm("Liger, Triton", partial(_liger, inputs)),
         Arm("Liger, Triton, chunk_mem_const=4", partial(_liger, inputs, chunk_mem_const=4)),
@@ -170,7 +173,7 @@ Scores = Callable[[Inputs], Tensor]
 """Log-probs of the targets, up to their sign."""
 
 
-def _folded(inputs: Inputs) -> Callable[[], object]:
+def _folded(inputs: Inputs, scratch: int = SCRATCH) -> Callable[[], object]:
     algorithm = Algorithm(loss="clip")
 
     def step() -> None:
@@ -181,6 +184,7 @@ def _folded(inputs: Inputs) -> Callable[[], object]:
             inputs.drawn,
             algorithm,
             inputs.totals,
+            scratch=scratch,
         )
         folded.loss.value.backward()
 

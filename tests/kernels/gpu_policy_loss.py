@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from assay_kernels.policy_loss.op import policy_loss
+from assay_kernels.policy_loss.formula import Formula
+from assay_kernels.policy_loss.op import policy_loss, tensors
 from assay_trainer.algorithms.loss import Packed, Totals
 from assay_trainer.algorithms.settings import Algorithm
 from tests.kernels.test_policy_loss import every_formula, gradients, same, totals
@@ -91,6 +92,13 @@ def test_it_runs_in_a_cuda_graph_with_its_gradient() -> None:
     torch.cuda.synchronize()
     assert torch.equal(loss.value, wanted.value)
     assert torch.equal(found[0], slopes[0])
+
+
+@pytest.mark.parametrize("loss", ["clip", "gspo"])
+def test_torch_knows_its_gradient_and_its_shapes(loss: str) -> None:
+    packed = large(5, tokens=600)
+    formula = Formula.of(Algorithm(loss=loss, kl={"coef": 0.1}, entropy=0.01), totals(packed))
+    torch.library.opcheck(torch.ops.assay_kernels.policy_loss.default, (*tensors(packed), *formula))
 
 
 def test_it_may_be_part_of_what_is_compiled() -> None:

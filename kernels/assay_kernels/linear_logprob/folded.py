@@ -20,7 +20,9 @@ from torch import Tensor
 from assay_kernels.linear_logprob.op import check, linear_logprob, why_not
 from assay_kernels.linear_logprob.passes import SCRATCH, dense, groups
 from assay_kernels.linear_logprob.work import Wanted, Work
+from assay_kernels.policy_loss import launches
 from assay_kernels.policy_loss import op as policy
+from assay_kernels.policy_loss.formula import Formula, needs_whole
 from assay_kernels.policy_loss.reference import Loss, Packed, Totals
 from assay_kernels.registry import Op
 from assay_trainer.algorithms.settings import Algorithm
@@ -109,7 +111,7 @@ def linear_policy_loss(
         entropy = said.entropy if algorithm.entropy else said.entropy.detach()
         loss = policy.policy_loss(drawn.packed(said.log_prob, entropy), algorithm, totals)
         return Folded(loss, said.log_prob.detach(), said.entropy.detach())
-    formula = policy.Formula.of(algorithm, totals)
+    formula = Formula.of(algorithm, totals)
     value, metrics, log_prob, entropy, _, _ = torch.ops.assay_kernels.linear_policy_loss(
         hidden,
         weight,
@@ -161,10 +163,10 @@ def _forward(
     )
     of_hidden = hidden.new_empty(hidden.shape) if for_hidden else None
     of_weight = weight.new_empty(weight.shape, dtype=kind) if for_weight else None
-    lengths = _lengths(sequence, mask, len(advantages))
+    state = _lengths(sequence, mask, len(advantages))
 
     def slopes(rows: slice) -> Wanted:
-        of_log_probs, of_entropies = policy.slopes(
+        of_log_probs, of_entropies = launches.slopes(
             None,
             log_probs[rows],
             sampler[rows],
@@ -173,8 +175,7 @@ def _forward(
             mask[rows],
             None if old is None else old[rows],
             None if reference is None else reference[rows],
-            lengths,
-            lengths,  # mean log-ratios, which nothing folded needs
+            state,
             *numbers,
         )
         return of_log_probs, None, of_entropies if len(of_entropies) else None
@@ -195,7 +196,7 @@ def _forward(
         )
     if of_weight is not None and not tokens:
         of_weight.zero_()
-    value, metrics, _, _ = policy.survey(
+    value, metrics = launches.survey(
         log_probs, entropies, sampler, advantages, sequence, mask, old, reference, *numbers
     )
     for_none = hidden.new_empty(0)
@@ -207,19 +208,19 @@ def _forward(
 
 
 def _lengths(sequence: Tensor, mask: Tensor, sequences: int) -> Tensor:
-    """[S] how many tokens of each sequence count, 1 where none does."""
-    found = torch.zeros(max(1, sequences), dtype=torch.float32, device=mask.device)
+    """A state as `launches.survey` leaves it, without mean log-ratios: none folded needs them."""
+    state = torch.zeros(launches.SLOTS + max(1, sequences), dtype=torch.float32, device=mask.device)
+    found = state[launches.SLOTS :]
     # A number that is no sequence's makes the loss NaN in `policy_loss`; it must not fail here.
-    found.index_add_(0, sequence.clamp(0, len(found) - 1), mask.float())
-    return found.clamp_(min=1)
+    found.index_add_(0, sequence.clamp(0, len(found) - 1), mask.float()).clamp_(min=1)
+    return state
 
 
 def _shapes(hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     for_hidden, for_weight = rest[9:11]
     one, other = (hidden.new_empty(hidden.shape[0], dtype=torch.float32) for _ in range(2))
     return (
-        one.new_empty(()),
-        one.new_empty(policy.SLOTS),
+        *launches.shapes(one, rest[2], needs_whole(rest[11], rest[14])),
         one,
         other,
         hidden.new_empty(hidden.shape if for_hidden else 0),

@@ -156,12 +156,10 @@ def survey(
     mask,  # [T] bool
     old,  # [T] float32, or None
     reference,  # [T] float32, or None
-    lengths,  # [S] float32, out where WHOLE: tokens that count, 1 where none does
-    means,  # [S] float32, out where WHOLE: of the log-ratios
-    partials,  # [programs, SLOTS] float32, for use here
+    state,  # float32, out: SLOTS metrics; where WHOLE, of each program its sequence's length (1
+    # where no token counts), then of each its mean log-ratio; [programs, SLOTS] for use here
     done,  # [1] int32, 0 before and after: programs that have finished
     loss,  # [] float32, out
-    metrics,  # [SLOTS] float32, out
     count,  # T
     sequences,  # S
     low,
@@ -184,12 +182,15 @@ def survey(
     loss), entropy (likewise), ratio, below, above, mismatch, weight, outside, tokens seen; and the
     largest ratio, -ratio and mismatch."""
     program = tl.program_id(0)
+    programs = tl.num_programs(0)
+    partials = state + SLOTS
     if WHOLE:
+        partials += 2 * programs
         begin, end, length, mean = _whole(
             log_probs, sampler, sequence, mask, old, count, program, BLOCK, WIDTH
         )
-        tl.store(lengths + program, length)
-        tl.store(means + program, mean)
+        tl.store(state + SLOTS + program, length)
+        tl.store(state + SLOTS + programs + program, mean)
     else:
         begin = program * BLOCK
         end = tl.minimum(begin + BLOCK, count)
@@ -247,10 +248,9 @@ def survey(
     tl.store(partials + program * SLOTS + slots, tl.where(slots < LARGEST, sums, most))
     # Every thread's numbers are written before one of them says that this program is done.
     tl.debug_barrier()
-    programs = tl.num_programs(0)
     if tl.atomic_add(done, 1, sem="acq_rel", scope="gpu") == programs - 1:
         tl.debug_barrier()
-        _conclude(partials, done, loss, metrics, programs, count, coefficient, bonus, WHOLE)
+        _conclude(partials, done, loss, state, programs, count, coefficient, bonus, WHOLE)
 
 
 @triton.jit
@@ -307,8 +307,7 @@ def slope(
     mask,  # [T] bool
     old,  # [T] float32, or None
     reference,  # [T] float32, or None
-    lengths,  # [S] float32, where BY_SEQUENCE
-    means,  # [S] float32, where LOSS is GSPO and there is old
+    state,  # float32, as `survey` leaves it: read where BY_SEQUENCE, and for GSPO with old
     upstream,  # [] float32, or None for 1
     of_log_probs,  # [T] float32, out
     of_entropy,  # [T] float32, out, or None
@@ -337,10 +336,11 @@ def slope(
     advantage = tl.load(advantages + owner, mask=known, other=float("nan"))
     mean = tl.zeros_like(log_prob)
     if LOSS == GSPO and old is not None:
+        means = state + SLOTS + tl.maximum(sequences, 1)
         mean = tl.load(means + owner, mask=known, other=float("nan"))
     share = per_token
     if BY_SEQUENCE:
-        share = per_sequence / tl.load(lengths + owner, mask=known, other=float("nan"))
+        share = per_sequence / tl.load(state + SLOTS + owner, mask=known, other=float("nan"))
     _, rise, _, _, _ = _policy(log_prob, _cut(away), mean, advantage, low, high, LOSS)
     if LOSS != CISPO:
         rise = tl.where(tl.abs(away) <= FARTHEST, rise, 0.0)

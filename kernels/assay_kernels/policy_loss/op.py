@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from assay_kernels.policy_loss import reference
+from assay_kernels.policy_loss.formula import Formula, needs_whole
+from assay_kernels.policy_loss.launches import SLOTS, shapes, slopes, survey
 from assay_kernels.policy_loss.reference import Loss, Packed, Totals
 from assay_kernels.registry import Op, obstacle_of
-from assay_trainer.algorithms.settings import Algorithm, IcePop, Tis
+from assay_trainer.algorithms.settings import Algorithm
 
 OP = Op("policy_loss")
-LOSSES = ("clip", "gspo", "cispo")
-CORRECTIONS = ("none", "tis", "icepop")
-ESTIMATORS = ("", "k1", "k2", "k3")
 METRICS = {
     "policy": 0,
     "kl": 1,
@@ -35,72 +33,8 @@ METRICS = {
     "mismatch/max": 14,
 }
 """Where `kernel.survey` puts what."""
-SLOTS = 16
-_MOST = 2**24
+MOST = 2**24
 """float32 counts tokens exactly up to here."""
-_BLOCK = 512
-_WIDTH = 256
-
-
-class Formula(NamedTuple):
-    """The numbers of an `Algorithm` and `Totals`, as kernels take them.
-
-    Attributes:
-        loss: its place in `LOSSES`.
-        correction: its place in `CORRECTIONS`.
-        estimator: its place in `ESTIMATORS`.
-        by_sequence: whether averages are over sequences.
-        low: the lowest ratio that is not bounded.
-        high: the highest.
-        floor: the smallest weight that IcePop keeps.
-        cap: the largest weight.
-        coefficient: of the divergence.
-        bonus: of the entropy.
-        per_token: 1 / tokens of the whole batch.
-        per_sequence: 1 / sequences of the whole batch.
-    """
-
-    loss: int
-    correction: int
-    estimator: int
-    by_sequence: bool
-    low: float
-    high: float
-    floor: float
-    cap: float
-    coefficient: float
-    bonus: float
-    per_token: float
-    per_sequence: float
-
-    @classmethod
-    def of(cls, algorithm: Algorithm, totals: Totals) -> Formula:
-        """The formula that a job asks for."""
-        floor, cap = 0.0, math.inf
-        match algorithm.importanceCorrection:
-            case Tis(cap=cap):
-                pass
-            case IcePop(alpha=floor, beta=cap):
-                pass
-        return cls(
-            loss=LOSSES.index(algorithm.loss),
-            correction=CORRECTIONS.index(algorithm.importanceCorrection.type),
-            estimator=ESTIMATORS.index(algorithm.kl.estimator),
-            by_sequence=algorithm.average == "sequences",
-            low=1 - algorithm.clip[0],
-            high=1 + algorithm.clip[1],
-            floor=floor,
-            cap=cap,
-            coefficient=algorithm.kl.coef,
-            bonus=algorithm.entropy,
-            per_token=1 / max(1, totals.tokens),
-            per_sequence=1 / max(1, totals.sequences),
-        )
-
-    @property
-    def whole(self) -> bool:
-        """Whether a token's part needs its whole sequence."""
-        return self.by_sequence or LOSSES[self.loss] == "gspo"
 
 
 def policy_loss(batch: Packed, algorithm: Algorithm, totals: Totals) -> Loss:
@@ -127,8 +61,8 @@ def policy_loss(batch: Packed, algorithm: Algorithm, totals: Totals) -> Loss:
     formula = Formula.of(algorithm, totals)
     # torch.library's way through autograd takes longer than the kernels; only a compiler needs it.
     run = torch.ops.assay_kernels.policy_loss if torch.compiler.is_compiling() else _Eager.apply
-    value, metrics, _, _ = run(*tensors(batch), *formula)
-    return Loss(value, named(metrics, batch))
+    value, state = run(*tensors(batch), *formula)
+    return Loss(value, named(state, batch))
 
 
 def check(batch: Packed, algorithm: Algorithm) -> None:
@@ -147,19 +81,19 @@ def why_not(batch: Packed) -> str | None:
     """What keeps this call from the kernels."""
     if batch.log_probs.dtype != torch.float32:
         return f"log-probs are {batch.log_probs.dtype}"
-    if len(batch.log_probs) > _MOST:
-        return f"there are more than {_MOST} tokens"
+    if len(batch.log_probs) > MOST:
+        return f"there are more than {MOST} tokens"
     return obstacle_of(batch.log_probs.device)
 
 
-def named(metrics: Tensor, batch: Packed) -> dict[str, Tensor]:
+def named(state: Tensor, batch: Packed) -> dict[str, Tensor]:
     """Metrics by name, without those for which there are no numbers."""
     missing = {
         name
         for name, tensor in (("kl", batch.reference), ("entropy", batch.entropy))
         if tensor is None
     }
-    found = metrics.unbind()
+    found = state[:SLOTS].unbind()
     return {name: found[i] for name, i in METRICS.items() if name not in missing}
 
 
@@ -183,171 +117,8 @@ def tensors(batch: Packed) -> tuple[Tensor | None, ...]:
     )
 
 
-_done: dict[tuple[torch.device, int], Tensor] = {}
-
-
-def _counter(device: torch.device) -> Tensor:
-    """[1] int32, 0 whenever no launch of this stream is under way."""
-    on_gpu = device.type == "cuda"
-    if on_gpu and torch.cuda.is_current_stream_capturing():
-        # A graph has one of its own: it may run beside this stream, and its memory is its own.
-        return torch.zeros(1, dtype=torch.int32, device=device)
-    stream = torch.cuda.current_stream(device).cuda_stream if on_gpu else 0
-    if (device, stream) not in _done:
-        _done[device, stream] = torch.zeros(1, dtype=torch.int32, device=device)
-    return _done[device, stream]
-
-
-def survey(
-    log_probs: Tensor,
-    entropy: Tensor | None,
-    sampler: Tensor,
-    advantages: Tensor,
-    sequence: Tensor,
-    mask: Tensor,
-    old: Tensor | None,
-    reference: Tensor | None,
-    loss: int,
-    correction: int,
-    estimator: int,
-    by_sequence: bool,
-    low: float,
-    high: float,
-    floor: float,
-    cap: float,
-    coefficient: float,
-    bonus: float,
-    per_token: float,
-    per_sequence: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Loss, metrics, and of each sequence its length and its mean log-ratio."""
-    from assay_kernels.policy_loss import kernel  # noqa: PLC0415 (needs Triton)
-
-    whole = by_sequence or LOSSES[loss] == "gspo"
-    count, sequences = len(log_probs), len(advantages)
-    # One program at least: it says that the loss of nothing is 0.
-    programs = max(1, sequences if whole else math.ceil(count / _BLOCK))
-    value, metrics = log_probs.new_empty(()), log_probs.new_empty(SLOTS)
-    lengths, means = (log_probs.new_empty(max(1, sequences) if whole else 0) for _ in range(2))
-    kernel.survey[(programs,)](
-        log_probs,
-        entropy,
-        sampler,
-        advantages,
-        sequence,
-        mask,
-        old,
-        reference,
-        lengths,
-        means,
-        log_probs.new_empty((programs, SLOTS)),
-        _counter(log_probs.device),
-        value,
-        metrics,
-        count,
-        sequences,
-        low,
-        high,
-        floor,
-        cap,
-        coefficient,
-        bonus,
-        per_token,
-        per_sequence,
-        LOSS=loss,
-        CORRECTION=correction,
-        ESTIMATOR=estimator if reference is not None else 0,
-        BY_SEQUENCE=by_sequence,
-        WHOLE=whole,
-        BLOCK=_BLOCK,
-        WIDTH=_WIDTH,
-    )
-    return value, metrics, lengths, means
-
-
-def slopes(
-    upstream: Tensor | None,
-    log_probs: Tensor,
-    sampler: Tensor,
-    advantages: Tensor,
-    sequence: Tensor,
-    mask: Tensor,
-    old: Tensor | None,
-    reference: Tensor | None,
-    lengths: Tensor,
-    means: Tensor,
-    loss: int,
-    correction: int,
-    estimator: int,
-    by_sequence: bool,
-    low: float,
-    high: float,
-    floor: float,
-    cap: float,
-    coefficient: float,
-    bonus: float,
-    per_token: float,
-    per_sequence: float,
-) -> tuple[Tensor, Tensor]:
-    """The gradients of log_probs and entropy at some tokens; the latter empty where bonus is 0.
-
-    Args:
-        upstream: [] float32, the gradient of the loss; None for 1.
-        log_probs: [T] float32; so are sampler, old and reference; sequence and mask are of [T].
-        lengths: [S] how many tokens of each sequence count; read where by_sequence.
-        means: [S] mean log-ratios; read for gspo with old.
-        loss: this and all that follows: see `Formula`.
-    """
-    from assay_kernels.policy_loss import kernel  # noqa: PLC0415 (needs Triton)
-
-    of_log_probs = torch.empty_like(log_probs)
-    of_entropy = torch.empty_like(log_probs) if bonus else log_probs.new_empty(0)
-    count = len(log_probs)
-    if not count:
-        return of_log_probs, of_entropy
-    kernel.slope[(math.ceil(count / _BLOCK),)](
-        log_probs,
-        sampler,
-        advantages,
-        sequence,
-        mask,
-        old,
-        reference if coefficient else None,
-        lengths,
-        means,
-        upstream,
-        of_log_probs,
-        of_entropy if bonus else None,
-        count,
-        len(advantages),
-        low,
-        high,
-        floor,
-        cap,
-        coefficient,
-        bonus,
-        per_token,
-        per_sequence,
-        LOSS=loss,
-        CORRECTION=correction,
-        ESTIMATOR=estimator if coefficient else 0,
-        BY_SEQUENCE=by_sequence,
-        BLOCK=_BLOCK,
-    )
-    return of_log_probs, of_entropy
-
-
-def _shapes(log_probs: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    sequences = rest[2].shape[0]
-    loss, by_sequence = rest[7], rest[10]
-    whole = by_sequence or LOSSES[loss] == "gspo"
-    size = max(1, sequences) if whole else 0
-    return (
-        log_probs.new_empty(()),
-        log_probs.new_empty(SLOTS),
-        log_probs.new_empty(size),
-        log_probs.new_empty(size),
-    )
+def _shapes(log_probs: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return shapes(log_probs, rest[2], needs_whole(rest[7], rest[10]))
 
 
 def _slope_shapes(upstream: Tensor | None, log_probs: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -358,10 +129,10 @@ def _slope_shapes(upstream: Tensor | None, log_probs: Tensor, *rest: Any) -> tup
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     log_probs, _, *others = inputs[:8]
     ctx.numbers = inputs[8:]
-    _, metrics, lengths, means = output
+    _, state = output
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(metrics, lengths, means)
-    ctx.save_for_backward(log_probs, *others, lengths, means)
+    ctx.mark_non_differentiable(state)
+    ctx.save_for_backward(log_probs, *others, state)
 
 
 def _differentiate(
@@ -392,11 +163,11 @@ _library = torch.library.Library("assay_kernels", "FRAGMENT")
 _library.define(
     "policy_loss(Tensor log_probs, Tensor? entropy, Tensor sampler, Tensor advantages, "
     f"Tensor sequence, Tensor mask, Tensor? old, Tensor? reference, {NUMBERS}) "
-    "-> (Tensor, Tensor, Tensor, Tensor)"
+    "-> (Tensor, Tensor)"
 )
 _library.define(
     "policy_loss_backward(Tensor? upstream, Tensor log_probs, Tensor sampler, Tensor advantages, "
-    "Tensor sequence, Tensor mask, Tensor? old, Tensor? reference, Tensor lengths, Tensor means, "
+    "Tensor sequence, Tensor mask, Tensor? old, Tensor? reference, Tensor state, "
     f"{NUMBERS}) -> (Tensor, Tensor)"
 )
 _library.impl("policy_loss", survey, "CompositeExplicitAutograd")
