@@ -14,10 +14,11 @@ from tests.kube import Json, Kube, wait_for
 CLIENT = "client"
 LOAD_FILE = "/tmp/load.jsonl"
 
-# Asks for short answers in a loop, several at a time, and writes a line for each.
+# Asks for short answers in a loop, several at a time, and writes a line for each. SGLang tells with
+# each answer which weights made it.
 _LOAD = f"""
 import json, sys, threading, time, urllib.request
-url, model, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
+url, model, threads, pause = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
 out, lock = open({LOAD_FILE!r}, "w", buffering=1), threading.Lock()
 def loop(number):
     count = 0
@@ -26,13 +27,17 @@ def loop(number):
         body = {{"model": model, "prompt": f"{{number}} {{count}} + 1 =", "max_tokens": 8}}
         request = urllib.request.Request(url + "/completions", json.dumps(body).encode(),
                                          {{"Content-Type": "application/json"}})
-        began, error = time.time(), None
+        began, error, version = time.time(), None, None
         try:
-            json.load(urllib.request.urlopen(request, timeout=60))["choices"][0]
+            answer = json.load(urllib.request.urlopen(request, timeout=60))
+            answer["choices"][0]
+            version = (answer.get("metadata") or {{}}).get("weight_version")
         except Exception as problem:
             error = repr(problem)
+        line = {{"at": began, "s": time.time() - began, "error": error, "version": version}}
         with lock:
-            print(json.dumps({{"at": began, "s": time.time() - began, "error": error}}), file=out)
+            print(json.dumps(line), file=out)
+        time.sleep(pause)
 for number in range(threads):
     threading.Thread(target=loop, args=(number,), daemon=True).start()
 time.sleep(3600)
@@ -95,10 +100,17 @@ def kill_router(kube: Kube, name: str) -> None:
 
 
 class Load:
-    """Requests in a loop from the client pod for the time of a `with` block."""
+    """Requests in a loop from the client pod for the time of a `with` block.
 
-    def __init__(self, kube: Kube, name: str, threads: int = 3) -> None:
-        self.kube, self.name, self.threads = kube, name, threads
+    Args:
+        kube: where the client pod is.
+        name: of the Service, and of the model.
+        threads: requests at a time.
+        pause: seconds from an answer to the same thread's next request.
+    """
+
+    def __init__(self, kube: Kube, name: str, threads: int = 3, pause: float = 0.0) -> None:
+        self.kube, self.name, self.threads, self.pause = kube, name, threads, pause
         self._lines: list[Json] = []
 
     def __enter__(self) -> Load:
@@ -107,7 +119,8 @@ class Load:
         self.kube.kubectl(
             "exec", "-i", CLIENT, "--", "sh", "-c",
             "cat > /tmp/load.py; nohup python3 /tmp/load.py "
-            f"{url} {self.name} {self.threads} >/tmp/load.log 2>&1 & echo $! > /tmp/load.pid",
+            f"{url} {self.name} {self.threads} {self.pause} "
+            ">/tmp/load.log 2>&1 & echo $! > /tmp/load.pid",
             input=_LOAD,
         )  # fmt: skip
         return self
@@ -124,6 +137,16 @@ class Load:
     def _read(self) -> None:
         text = self.kube.kubectl("exec", CLIENT, "--", "cat", LOAD_FILE, check=False)
         self._lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+    @property
+    def lines(self) -> list[Json]:
+        """What was recorded of each request that is over, as far as it was read: `at` (seconds
+        since the epoch), `s` (how long it took), `error`, and the `version` of the weights."""
+        return self._lines
+
+    def versions(self) -> set[str]:
+        """The weights that answered."""
+        return {line["version"] for line in self._lines if line["version"]}
 
     def answers(self) -> int:
         return len(self._lines)
