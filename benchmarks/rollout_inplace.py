@@ -19,7 +19,8 @@ from types import TracebackType
 from assay_operator.plan import EVALUATION_ANNOTATION
 from benchmarks.common import Json, say
 from benchmarks.rollout_requests import Change
-from tests.e2e.rollouts import ROLLOUT_SECONDS, SUITE, reported, serve
+from tests.e2e.clients import reported
+from tests.e2e.rollouts import ROLLOUT_SECONDS, SUITE, serve
 from tests.kube import Kube, wait_for
 
 SERVICE = "live"

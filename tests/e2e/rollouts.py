@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.assay import Assay
 from tests.cluster.processes import Processes
 from tests.cluster.steps import StepRun
-from tests.e2e.clients import run_in_pod
+from tests.e2e.clients import engines
 from tests.kube import Json, Kube, infsvc, wait_for
 
 SUITE = "sums"
@@ -117,24 +117,6 @@ def wait_rollout(kube: Kube, name: str, phase: str, version: str) -> Json:
         raise AssertionError(f"{error}\n{kube.describe(name)}") from None
 
 
-def engines(kube: Kube, name: str) -> list[Json]:
-    """A service's engine pods."""
-    return kube.list(
-        "pods", f"app.kubernetes.io/instance={name},app.kubernetes.io/component=engine"
-    )
-
-
 def engine_uids(kube: Kube, name: str) -> set[str]:
     """Which pods they are: others after a restart."""
     return {pod["metadata"]["uid"] for pod in engines(kube, name)}
-
-
-def reported(kube: Kube, name: str) -> set[str]:
-    """The versions that a service's engines themselves report."""
-    script = (
-        "import json,sys,urllib.request as r\n"
-        "for ip in sys.argv[1:]:\n"
-        "  print(json.load(r.urlopen(f'http://{ip}:30000/model_info'))['weight_version'])"
-    )
-    addresses = [pod["status"]["podIP"] for pod in engines(kube, name)]
-    return set(run_in_pod(kube, script, *addresses).split())

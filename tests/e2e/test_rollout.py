@@ -8,14 +8,13 @@ from collections.abc import Iterator
 import pytest
 
 from tests.assay import Assay
-from tests.e2e.clients import Load
+from tests.e2e.clients import Load, reported
 from tests.e2e.rollouts import (
     ROLLOUT,
     checkpoint,
     digest_of,
     engine_uids,
     make_models,
-    reported,
     serve,
     suite_config_map,
     wait_rollout,

@@ -11,7 +11,7 @@ import pytest
 from tests.assay import Assay
 from tests.cluster.processes import Processes
 from tests.cluster.steps import StepRun
-from tests.e2e.clients import run_in_pod
+from tests.e2e.clients import reported
 from tests.kube import Json, Kube, infsvc, wait_for
 
 JOB, SERVICE, SUITE = "sorter", "sorted", "sorted-heldout"
@@ -140,12 +140,4 @@ def test_a_service_that_follows_the_job_serves_its_best_checkpoint(trained: Kube
             return bool(status.get("served", {}).get("version") == wanted)
 
         wait_for(f"{best} served", served, 240, every=1)
-        pod = trained.list(
-            "pods",
-            f"app.kubernetes.io/instance={SERVICE},app.kubernetes.io/component=engine",
-        )[0]
-        script = (
-            "import json,sys,urllib.request as r;"
-            "print(json.load(r.urlopen(f'http://{sys.argv[1]}:30000/model_info'))['weight_version'])"
-        )
-        assert run_in_pod(trained, script, pod["status"]["podIP"]).strip() == wanted
+        assert reported(trained, SERVICE) == {wanted}
