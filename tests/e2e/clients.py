@@ -88,14 +88,20 @@ def engines(kube: Kube, name: str) -> list[Json]:
 
 
 def reported(kube: Kube, name: str) -> set[str]:
-    """The versions of weights that a service's engines themselves report."""
+    """The versions of weights that a service's engines themselves report.
+
+    Each is asked from within: a NetworkPolicy may keep the client pod away from engines.
+    """
     script = (
-        "import json,sys,urllib.request as r\n"
-        "for ip in sys.argv[1:]:\n"
-        "  print(json.load(r.urlopen(f'http://{ip}:30000/model_info'))['weight_version'])"
+        "import json,urllib.request as r\n"
+        "print(json.load(r.urlopen('http://127.0.0.1:30000/model_info'))['weight_version'])"
     )
-    addresses = [pod["status"]["podIP"] for pod in engines(kube, name)]
-    return set(run_in_pod(kube, script, *addresses).split())
+    return {
+        kube.kubectl(
+            *("exec", pod["metadata"]["name"], "-c", "engine", "--", "python3", "-c", script)
+        ).strip()
+        for pod in engines(kube, name)
+    }
 
 
 @dataclass(frozen=True)
