@@ -9,6 +9,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from benchmarks.common import Json
 
@@ -106,7 +107,7 @@ def seen(record: Sequence[Answer], begin: float, end: float) -> Seen:
         seconds=end - begin,
         requests=len(there),
         failed=sum(each.error is not None for each in there),
-        gap=max(after - before for before, after in zip(times, times[1:], strict=False)),
+        gap=max(after - before for before, after in pairwise(times)),
         slowest=max(seconds),
         median=statistics.median(seconds),
     )
@@ -127,8 +128,7 @@ def unpassed(record: Iterable[Answer], first: str, changes: Sequence[Change]) ->
     ends = [*(change.ended for change in changes), math.inf]
     times = [(first, -math.inf, ends[0])]
     times += [
-        (change.version, change.passed, end)
-        for change, end in zip(changes, ends[1:], strict=True)
+        (change.version, change.passed, end) for change, end in zip(changes, ends[1:], strict=True)
     ]
     return [
         each
@@ -150,8 +150,7 @@ def last_of_others(record: Iterable[Answer], change: Change) -> float:
     ends = [
         each.ended - change.began
         for each in record
-        if each.version not in {None, change.version}
-        and change.began <= each.ended <= change.ended
+        if each.version not in {None, change.version} and change.began <= each.ended <= change.ended
     ]
     return max(ends, default=0.0)
 

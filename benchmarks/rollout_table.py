@@ -85,9 +85,7 @@ def rows(rolled: InPlace, plains: Sequence[Plain]) -> list[Row]:
             "all",
             traced == answered,
         ),
-        Row(
-            "answers by a digest that had not passed then", str(strangers), "0", strangers == 0
-        ),
+        Row("answers by a digest that had not passed then", str(strangers), "0", strangers == 0),
         Row("engine pods made anew", str(rolled.new_pods), "0", rolled.new_pods == 0),
         *(row for plain in plains for row in _plain(plain, times)),
     ]
