@@ -1,4 +1,4 @@
-"""The benchmark of rollouts: what it makes of a record of requests, and what it asks a cluster for."""
+"""The benchmark of rollouts: what it makes of recorded requests, and what it asks a cluster for."""
 
 from __future__ import annotations
 
