@@ -7,36 +7,35 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from examples import chat as chat_module
 from tests.cluster import Cluster
 from tests.kube import Json, Kube, wait_for
 
 CLIENT = "client"
-LOAD_FILE = "/tmp/load.jsonl"
 
 # Asks for short answers in a loop, several at a time, and writes a line for each. SGLang tells with
 # each answer which weights made it.
-_LOAD = f"""
+_LOAD = """
 import json, sys, threading, time, urllib.request
-url, model, threads, pause = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
-out, lock = open({LOAD_FILE!r}, "w", buffering=1), threading.Lock()
+url, model, threads, pause = sys.argv[2], sys.argv[3], int(sys.argv[4]), float(sys.argv[5])
+out, lock = open(sys.argv[1], "w", buffering=1), threading.Lock()
 def loop(number):
     count = 0
     while True:
         count += 1
-        body = {{"model": model, "prompt": f"{{number}} {{count}} + 1 =", "max_tokens": 8}}
+        body = {"model": model, "prompt": f"{number} {count} + 1 =", "max_tokens": 8}
         request = urllib.request.Request(url + "/completions", json.dumps(body).encode(),
-                                         {{"Content-Type": "application/json"}})
+                                         {"Content-Type": "application/json"})
         began, error, version = time.time(), None, None
         try:
             answer = json.load(urllib.request.urlopen(request, timeout=60))
             answer["choices"][0]
-            version = (answer.get("metadata") or {{}}).get("weight_version")
+            version = (answer.get("metadata") or {}).get("weight_version")
         except Exception as problem:
             error = repr(problem)
-        line = {{"at": began, "s": time.time() - began, "error": error, "version": version}}
+        line = {"at": began, "s": time.time() - began, "error": error, "version": version}
         with lock:
             print(json.dumps(line), file=out)
         time.sleep(pause)
@@ -149,29 +148,30 @@ def kill_router(kube: Kube, name: str) -> None:
     wait_for("an answer", lambda: "time to first token" in chat(kube, name, "x", check=False), 60)
 
 
-class Load:
-    """Requests in a loop from the client pod for the time of a `with` block.
+class Background:
+    """A script that runs in the client pod for the time of a `with` block and writes JSON lines.
 
     Args:
         kube: where the client pod is.
-        name: of the Service, and of the model.
-        threads: requests at a time.
-        pause: seconds from an answer to the same thread's next request.
+        label: of its files: two with one label cannot run at a time.
+        script: Python. Its first argument is the file that it writes to.
+        arguments: the others.
     """
 
-    def __init__(self, kube: Kube, name: str, threads: int = 3, pause: float = 0.0) -> None:
-        self.kube, self.name, self.threads, self.pause = kube, name, threads, pause
+    def __init__(self, kube: Kube, label: str, script: str, *arguments: object) -> None:
+        self.kube = kube
+        self._place, self._script = f"/tmp/{label}", script
+        self._arguments = [f"{self._place}.jsonl", *map(str, arguments)]
         self._lines: list[Json] = []
 
-    def __enter__(self) -> Load:
-        url = f"http://{self.name}.{self.kube.namespace}.svc/v1"
-        self.kube.kubectl("exec", CLIENT, "--", "rm", "-f", LOAD_FILE)
+    def __enter__(self) -> Self:
+        place = self._place
         self.kube.kubectl(
             "exec", "-i", CLIENT, "--", "sh", "-c",
-            "cat > /tmp/load.py; nohup python3 /tmp/load.py "
-            f"{url} {self.name} {self.threads} {self.pause} "
-            ">/tmp/load.log 2>&1 & echo $! > /tmp/load.pid",
-            input=_LOAD,
+            f"rm -f {place}.jsonl; cat > {place}.py; "
+            f"nohup python3 {place}.py {' '.join(self._arguments)} "
+            f">{place}.log 2>&1 & echo $! > {place}.pid",
+            input=self._script,
         )  # fmt: skip
         return self
 
@@ -182,17 +182,36 @@ class Load:
         trace: TracebackType | None,
     ) -> None:
         self._read()
-        self.kube.kubectl("exec", CLIENT, "--", "sh", "-c", "kill -9 $(cat /tmp/load.pid)")
+        self.kube.kubectl("exec", CLIENT, "--", "sh", "-c", f"kill -9 $(cat {self._place}.pid)")
 
     def _read(self) -> None:
-        text = self.kube.kubectl("exec", CLIENT, "--", "cat", LOAD_FILE, check=False)
-        self._lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+        file = f"{self._place}.jsonl"
+        text = self.kube.kubectl("exec", CLIENT, "--", "cat", file, check=False)
+        whole = text[: text.rfind("\n") + 1]
+        self._lines = [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
 
     @property
     def lines(self) -> list[Json]:
-        """What was recorded of each request that is over, as far as it was read: `at` (seconds
-        since the epoch), `s` (how long it took), `error`, and the `version` of the weights."""
+        """What it has written, as far as that was read."""
         return self._lines
+
+
+class Load(Background):
+    """Requests in a loop from the client pod for the time of a `with` block.
+
+    Of each request that is over, `lines` has `at` (when it began, in seconds since the epoch), `s`
+    (how long it took), `error`, and the `version` of the weights that answered.
+
+    Args:
+        kube: where the client pod is.
+        name: of the Service, and of the model.
+        threads: requests at a time.
+        pause: seconds from an answer to the same thread's next request.
+    """
+
+    def __init__(self, kube: Kube, name: str, threads: int = 3, pause: float = 0.0) -> None:
+        url = f"http://{name}.{kube.namespace}.svc/v1"
+        super().__init__(kube, "load", _LOAD, url, name, threads, pause)
 
     def versions(self) -> set[str]:
         """The weights that answered."""
