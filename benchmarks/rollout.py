@@ -2,7 +2,7 @@
 
 Ten rollouts into two replicas, each timed from its checkpoint's `Verified`; then the same change of
 weights by a plain Deployment of the same engines. A client records every request, and each answer
-says which weights made it. About 20 minutes on two cores.
+says which weights made it. A little less than 20 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -121,9 +121,10 @@ def notes(rolled: InPlace, plains: list[Plain]) -> list[str]:
         "as a whole: the longest time in which none of its threads got an answer. Median and worst "
         "are over the rounds.",
         "Verified: both folders were weighed by a Job before. Each round brings one of them under "
-        "a new Checkpoint, which the service is told to serve before it is verified; it becomes so "
-        "by the note that a training job writes. So no engine for weighing runs beside the "
-        "rollout. The digests are those of two rounds before, and are inspected and gated again.",
+        "a new Checkpoint as training jobs have them, which the service is told to serve before it "
+        "is verified. It becomes so by the note of its evaluation, which the benchmark writes in "
+        "the operator's place: so no engine for weighing runs beside the rollout. The digests are "
+        "those of two rounds before, and are inspected and gated again.",
         "Times are of the arrival of watch events on the machine that runs everything: upper "
         "bounds. All serve: the rollout is Done; afterwards both engines report the new digest.",
         "Who answered is what SGLang writes into each answer (`metadata.weight_version`). Weights "

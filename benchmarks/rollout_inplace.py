@@ -2,13 +2,15 @@
 
 Two folders by turns, each time under a new Checkpoint. The service is told to serve it before it is
 verified, so that its rollout begins by itself at that moment. A run's own checkpoints become
-verified by what their job notes of them; so do these: a Job that weighs them would start an engine
-of its own on the cores that are measured. Both folders were weighed by such a Job before.
+verified by what the operator notes of them; so do these, though here a cluster's administrator, whom
+the admission policy lets, writes the note: a Job that weighs them would start an engine of its own on
+the cores that are measured. Both folders were weighed by such a Job before.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import threading
 import time
@@ -64,7 +66,7 @@ class Watch:
             ],
             stdout=subprocess.PIPE,
             text=True,
-            env=cluster.environment,
+            env={**os.environ, **cluster.environment},
         )
         threading.Thread(target=self._read, daemon=True).start()
         self.first(f"a first look at {self._kind}", lambda _: True, 60)
