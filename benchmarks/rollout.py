@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from itertools import cycle
 
 from benchmarks.common import say, versions, write
-from benchmarks.rollout_inplace import SERVICE, Rollouts, Watch, Weights
+from benchmarks.rollout_inplace import SERVICE, Weights, bring
 from benchmarks.rollout_plain import (
     PLAIN,
     Restarts,
@@ -36,6 +36,7 @@ from tests.e2e.rollouts import (
     suite_config_map,
     wait_verdict,
 )
+from tests.e2e.watching import Story
 from tests.kube import Json, Kube
 
 NAMESPACE = "bench-rollout"
@@ -64,15 +65,14 @@ def make_weights(assay: Assay, kube: Kube) -> list[Weights]:
 
 def in_place(kube: Kube, turns: Iterator[Weights], rounds: int) -> InPlace:
     """The rollouts, after a first one that nobody watches."""
-    with Watch(kube, "infsvc") as services, Watch(kube, "checkpoints") as checkpoints:
-        rollouts = Rollouts(kube, services, checkpoints)
+    with Story(kube, SERVICE) as story:
         first = next(turns)
-        rollouts.bring(first, 0)
+        bring(kube, story, first, 0)
         pods, changes, still = engine_uids(kube, SERVICE), [], []
         with Load(kube, SERVICE, THREADS, PAUSE) as load:
             load.wait_for_answers(FIRST_ANSWERS)
             for number in range(1, rounds + 1):
-                changes.append(rollouts.bring(next(turns), number))
+                changes.append(bring(kube, story, next(turns), number))
                 if number in STILL_AFTER:
                     still.append(nothing_for(changes[-1].seconds))
             load.wait_for_answers(FIRST_ANSWERS)
@@ -125,8 +125,9 @@ def notes(rolled: InPlace, plains: list[Plain]) -> list[str]:
         "is verified. It becomes so by the note of its evaluation, which the benchmark writes in "
         "the operator's place: so no engine for weighing runs beside the rollout. The digests are "
         "those of two rounds before, and are inspected and gated again.",
-        "Times are of the arrival of watch events on the machine that runs everything: upper "
-        "bounds. All serve: the rollout is Done; afterwards both engines report the new digest.",
+        "Verified is the condition's own time, in whole seconds: up to 1 s too early. All other "
+        "times are of the arrival of the service's statuses on the machine that runs everything. "
+        "All serve: the rollout is Done; afterwards both engines report the new digest.",
         "Who answered is what SGLang writes into each answer (`metadata.weight_version`). Weights "
         "may answer a request that was sent after they passed the gate of this very rollout, and "
         "until all replicas serve the next. The first request that the new ones answered was sent "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,19 +17,16 @@ from assay_operator.config import OperatorConfig
 from assay_operator.inference.objects import Identity, engine_template
 from assay_operator.inference.profiles import resolve
 from assay_operator.inference.rollout_ends import settled
-from assay_operator.inference.rollout_state import write
+from assay_operator.inference.rollout_state import Phase, write
 from assay_operator.inference.rollout_world import Target, World
 from assay_operator.plan import EVALUATION_ANNOTATION
 from benchmarks.rollout_inplace import (
     EVALUATED,
     SERVICE,
-    Sight,
     Weights,
-    passed,
-    phase_of,
-    phases,
+    change_of,
     trained,
-    verified,
+    verified_at,
 )
 from benchmarks.rollout_plain import PLAIN, Restarts, plain_objects
 from benchmarks.rollout_requests import (
@@ -42,6 +40,7 @@ from benchmarks.rollout_requests import (
     untraced,
 )
 from benchmarks.rollout_table import InPlace, Plain, raw, rows
+from tests.e2e.watching import Told
 from tests.kube import infsvc
 from tests.unit.worlds import NOW
 
@@ -206,33 +205,42 @@ def test_a_rounds_checkpoint_is_verified_by_its_note_and_not_before() -> None:
     before = plan(Observation(item), OperatorConfig(), NOW)
     item["metadata"]["annotations"] = {EVALUATION_ANNOTATION: json.dumps(EVALUATED)}
     after = plan(Observation(item), OperatorConfig(), NOW)
-    assert not verified(item)
-    assert not verified({**item, "status": before.status})
-    assert verified({**item, "status": after.status})
+    assert verified_at(item) is None
+    assert verified_at({**item, "status": before.status}) is None
+    assert verified_at({**item, "status": after.status}) == NOW.timestamp()
     assert after.objects == (), "no Job weighs it"
 
 
-def state(phase: str, name: str, gate: bool = False) -> Json:
-    """A service whose status is as the operator writes it."""
-    target = Target(A, "/models/tiny", name, "pvc/models")
-    world = World(NOW, target, None, (), 2)
-    written = {**write(settled(target, world)), "phase": phase}
-    return {"status": {"rollout": {**written, **({"passed": True} if gate else {})}}}
+def told(at: float, phase: Phase, name: str, *, gate: bool = False) -> Told:
+    """A service's status as the operator writes it."""
+    target = Target(B, "/models/tiny", name, "pvc/models")
+    rollout = settled(target, World(NOW, target, None, (), 2))
+    state = write(replace(rollout, phase=phase, passed=gate, message=f"{phase}."))
+    return Told(at, {"rollout": state})
 
 
-def test_a_rollouts_phases_are_those_of_its_own_checkpoint() -> None:
-    sights = [
-        Sight(1, {}),
-        Sight(2, state("Done", "round-1")),
-        Sight(3, state("Inspecting", "round-2")),
-        Sight(4, state("Gating", "round-2")),
-        Sight(5, state("Gating", "round-2")),
-        Sight(6, state("Holding", "round-2", gate=True)),
-        Sight(7, state("Done", "round-2", gate=True)),
+def test_a_rollout_is_read_from_the_statuses_that_are_of_its_own_checkpoint() -> None:
+    statuses = [
+        told(1, "Done", "round-1", gate=True),
+        told(3, "Inspecting", "round-2"),
+        told(4, "Gating", "round-2"),
+        told(5, "Gating", "round-2"),
+        told(6, "Holding", "round-2", gate=True),
+        told(9, "Done", "round-2", gate=True),
     ]
-    assert phases(sights, "round-2") == {"Inspecting": 3, "Gating": 4, "Holding": 6}
-    assert phase_of(sights[1].item, "round-2") is None
-    assert [each.at for each in sights if passed(each.item, "round-2")] == [6, 7]
+    assert change_of(statuses, "round-2", began=2) == Change(
+        version=B,
+        began=2,
+        passed=6,
+        ended=9,
+        phases={"Inspecting": 3, "Gating": 4, "Holding": 6},
+    )
+
+
+def test_a_rollout_that_was_not_done_is_no_figure() -> None:
+    statuses = [told(3, "Gating", "round-2"), told(4, "Failed", "round-2")]
+    with pytest.raises(AssertionError, match="Failed"):
+        change_of(statuses, "round-2", began=2)
 
 
 def test_the_plain_deployment_runs_assays_engines_without_assay() -> None:
