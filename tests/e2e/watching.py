@@ -64,6 +64,11 @@ class Told:
         passed = rollout.get("passed") or rollout.get("committed")
         return frozenset(before | {rollout["to"]["version"]} if passed else before)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing left to be done for the rollout."""
+        return self.phase in OVER and not self.rollout.get("replicas")
+
     def is_at(self, phase: str, stage: str = "") -> bool:
         """Whether the rollout is in a phase, and a replica in its hands at a stage."""
         stages = {record["stage"] for record in self.rollout.get("replicas", ())}
