@@ -120,9 +120,9 @@ class Processes:
         self.cluster.docker("exec", self.node, "kill", f"-{signal}", *self.ids, check=False)
 
     def slow_down(self) -> None:
-        """Lets them run for a sixth of the time, until the first of them ends."""
+        """Lets them run for a third of the time, until the first of them ends."""
         first, all_ = self.ids[0], " ".join(self.ids)
-        turn = f"kill -STOP {all_}; sleep 0.1; kill -CONT {all_}; sleep 0.02"
+        turn = f"kill -STOP {all_}; sleep 0.1; kill -CONT {all_}; sleep 0.05"
         script = f"while kill -0 {first}; do {turn}; done"
         self.cluster.docker("exec", "--detach", self.node, "sh", "-c", script)
 
