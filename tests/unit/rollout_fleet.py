@@ -24,6 +24,8 @@ from assay_operator.plan import Load, Pause, Restart, Resume
 Json = dict[str, Any]
 BEGIN = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 START, DRAIN, GATE, INSPECT = 20, 5, 15, 3
+READY = 90
+"""The kubelet ends an engine that is not ready by then."""
 ANSWERS = (2, 9, 4, 30)
 """How long requests take, one after the other."""
 
@@ -34,11 +36,14 @@ def target(letter: str, volume: str = "pvc/models") -> Target:
 
 
 A, B, C = target("a"), target("b"), target("c")
-WORSE, UNDECIDED, UNSAFE, BROKEN = target("d"), target("e"), target("f"), target("0")
-"""Fails the gate; decides nothing; fails the inspection; no engine can load it."""
+WORSE, UNDECIDED, UNSAFE = target("d"), target("e"), target("f")
+"""Fails the gate; decides nothing; fails the inspection."""
 SHAPES, ELSEWHERE = target("1"), target("2", "pvc/other")
 """Not for engines that run: other shapes; a volume that they do not mount."""
-TARGETS = (A, B, C, WORSE, UNDECIDED, UNSAFE, BROKEN, SHAPES, ELSEWHERE)
+BROKEN, AWAY, HANGS = target("0"), target("3", "pvc/other"), target("4", "pvc/other")
+"""No engine can load it, and none can start with it: it ends, or it never gets ready."""
+UNLOADABLE = (BROKEN, AWAY, HANGS)
+TARGETS = (A, B, C, WORSE, UNDECIDED, UNSAFE, SHAPES, ELSEWHERE, *UNLOADABLE)
 GOOD = {each.version for each in (A, B, C, SHAPES, ELSEWHERE)}
 BY_VERSION = {each.version: each for each in TARGETS}
 POLICY = Policy(
@@ -148,7 +153,9 @@ class Fleet:
         if engine.pending:
             return
         if engine.version is None and engine.up <= self.now:
-            if engine.boot.volume in engine.volumes and engine.boot != BROKEN:
+            if engine.boot == HANGS and self.now < engine.up + READY - START:
+                return
+            if engine.boot.volume in engine.volumes and engine.boot not in UNLOADABLE:
                 engine.version = engine.boot.version
             else:
                 self.kill(engine)
@@ -170,7 +177,7 @@ class Fleet:
             return
         engine.queue.pop(0)
         weights = BY_VERSION[order.version]
-        fails = self.disk_fails or weights in {BROKEN, SHAPES}
+        fails = self.disk_fails or weights in {SHAPES, *UNLOADABLE}
         fails |= weights.volume not in engine.volumes
         if not fails:
             if engine.requests and order.version not in self.passed:
@@ -303,6 +310,7 @@ class Fleet:
             version=engine.version,
             generated=engine.works,
             listed=None if self.router_blind else listed,
+            named=engine.uid in self.workers,
             routable=not self.router_blind and engine.uid in self.known and engine.works,
             requests=None if engine.version is None else len(engine.requests),
             paused=None if engine.version is None else engine.paused,

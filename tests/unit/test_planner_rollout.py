@@ -363,7 +363,7 @@ def test_new_pods_that_do_not_come_up_are_taken_back_with_the_old_template() -> 
     assert cluster.contents() == {"tiny"} and cluster.uids() & before
 
 
-def test_another_wish_while_no_pod_can_start_with_the_new_weights_begins_from_the_old_ones() -> None:
+def test_another_wish_while_no_pod_starts_with_the_new_weights_begins_from_the_old_ones() -> None:
     """There is no gate, so that nobody tried them before all pods were to start with them."""
     cluster = serving(rollout={"canary": {"hold": "5s"}})
     before, pods = cluster.uids(), template(cluster)

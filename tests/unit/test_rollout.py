@@ -95,6 +95,7 @@ def replica(number: int, **more: Any) -> Replica:
         "version": A.version,
         "generated": True,
         "listed": True,
+        "named": True,
         "routable": True,
         "requests": 0,
         "paused": False,
@@ -741,6 +742,17 @@ def test_a_replica_that_serves_nobody_is_the_first_canary() -> None:
     order = made.state["job"]["id"] if made.state else ""
     results = {order: result("pass", {}, "intact")}
     assert stepped(made, replace(seen, results=results)).excluded == {"uid-2"}
+
+
+@pytest.mark.parametrize(("named", "taken"), [(True, set()), (False, {"uid-2"})])
+def test_a_replica_that_a_router_is_still_to_read_of_is_no_canary(named, taken) -> None:
+    """It might read the older list late, and send requests while the weights change."""
+    coming = replica(2, routable=False, listed=False, named=named)
+    seen = world(THREE[0], THREE[1], coming, target=B)
+    made = stepped(stepped(None, world(*THREE)), seen)
+    order = made.state["job"]["id"] if made.state else ""
+    results = {order: result("pass", {}, "intact")}
+    assert stepped(made, replace(seen, results=results)).excluded == taken
 
 
 def test_a_wave_is_as_wide_as_may_be_unavailable() -> None:

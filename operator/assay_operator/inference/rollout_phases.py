@@ -56,13 +56,18 @@ def _canary(rollout: Rollout, world: World, diary: Diary) -> Rollout:
 
 
 def _picked(rollout: Rollout, world: World, diary: Diary) -> Rollout:
-    """With a canary, if a replica can be spared: one that serves nobody yet before the others."""
+    """With a canary, if a replica can be spared: one that serves nobody yet before the others.
+
+    One that a router is still to read of is none: it might read the older list late, and send
+    requests while the weights change.
+    """
     found = [
         each
         for each in world.live.values()
         if each.generated
         and each.version in rollout.admitted
         and each.uid not in rollout.excluded
+        and (each.listed or not each.named)
         and may_take(rollout, world, each)
     ]
     if found and not rollout.idle:

@@ -47,6 +47,7 @@ class Replica:
             not stopped doing so since.
         listed: whether any router knows it, healthy or not; None where a router did not answer and
             no other one knows it.
+        named: whether the list of workers names it, read by the routers or not yet.
         routable: whether it is ready, and every router that answers finds it healthy.
         requests: that it has, running and waiting; None where it does not tell.
         paused: whether it holds its requests back; None where it does not tell.
@@ -63,6 +64,7 @@ class Replica:
     version: str | None = None
     generated: bool = False
     listed: bool | None = None
+    named: bool = False
     routable: bool = False
     requests: int | None = None
     paused: bool | None = None
