@@ -240,15 +240,25 @@ class Cluster:
         old = [each for each in live if each.template != template]
         ready = [each for each in live if each.works]
         unavailable = deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"]
-        if len(live) < wanted or (old and len(live) - len(old) < wanted >= len(live)):
-            self.number += 1
-            self.engines.append(Engine(self.number, copy.deepcopy(template), self.now + START))
+        if deployment["spec"].get("paused") and old:
+            # It replaces none: it only keeps their number, by pods like those there are.
+            number = wanted + int(len(old) < len(live) and wanted > 0)
+            if len(live) < number:
+                self._create(old[0].template)
+            elif len(live) > number:
+                self.delete(min(live, key=lambda each: each.works))
+        elif len(live) < wanted or (old and len(live) - len(old) < wanted >= len(live)):
+            self._create(template)
         elif old:
             unready = [each for each in old if not each.works]
             if unready or len(ready) > wanted - unavailable:
                 self.delete((unready or old)[0])
         elif len(live) > wanted:
             self.delete(min(live, key=lambda each: (each.works, -each.number)))
+
+    def _create(self, template: Json) -> None:
+        self.number += 1
+        self.engines.append(Engine(self.number, copy.deepcopy(template), self.now + START))
 
     def _run(self, engine: Engine) -> None:
         if engine.version is None and engine.up <= self.now:

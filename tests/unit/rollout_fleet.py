@@ -105,7 +105,7 @@ class Fleet:
         self.retry: str | None = None
         self.pointer = first
         self.template = first.version
-        self.replicas = 0
+        self.replicas, self.halted = 0, False
         self.written = False
         self.engines: list[Engine] = []
         self.workers: frozenset[str] = frozenset()
@@ -208,12 +208,21 @@ class Fleet:
                 engine.requests.append(self.now + seconds)
 
     def _controller(self) -> None:
-        """The Deployment: as many pods as wanted, of the template, one more while it rolls."""
+        """The Deployment: as many pods as wanted, of the template, one more while it rolls.
+
+        One that is halted replaces none: it only keeps their number, by pods like those there are.
+        """
         live = [each for each in self.engines if each.gone is None]
         old = [each for each in live if each.template != self.template]
         new = [each for each in live if each.template == self.template]
         ready = [each for each in live if each.works]
-        if len(live) < self.replicas or (old and len(new) < self.replicas >= len(live)):
+        if self.halted and old:
+            number = self.replicas + int(bool(new) and self.replicas > 0)
+            if len(live) < number:
+                self._create(max(old, new, key=len)[0])
+            elif len(live) > number:
+                self.delete(min(live, key=lambda each: each.works))
+        elif len(live) < self.replicas or (old and len(new) < self.replicas >= len(live)):
             self._create()
         elif len(live) > self.replicas and not old:
             self.delete(min(live, key=lambda each: (each.works, -int(each.uid))))
@@ -224,10 +233,11 @@ class Fleet:
             elif len(ready) > self.replicas:
                 self.delete(old[0])
 
-    def _create(self) -> None:
+    def _create(self, like: Engine | None = None) -> None:
         self.number += 1
-        volumes = frozenset({"pvc/models", self.pointer.volume})
-        engine = Engine(str(self.number), volumes, self.template, self.pointer, self.now + START)
+        template = like.template if like else self.template
+        volumes = like.volumes if like else frozenset({"pvc/models", self.pointer.volume})
+        engine = Engine(str(self.number), volumes, template, self.pointer, self.now + START)
         engine.pending = self.no_room
         self.engines.append(engine)
 
@@ -367,7 +377,7 @@ class Fleet:
 
     def _write_deployment(self, made: Step) -> None:
         self.replicas = self.wanted + made.surge
-        self.template = made.template
+        self.template, self.halted = made.template, made.halted
 
     def _write_jobs(self, made: Step) -> None:
         ids = {order.id for order in made.jobs}

@@ -558,6 +558,52 @@ def test_a_pause_touches_no_engine() -> None:
     assert cluster.contents() == {"good"}
 
 
+def test_a_pause_halts_the_deployment_that_makes_new_pods() -> None:
+    recreate: Json = {"canary": {"hold": "5s"}, "strategy": "Recreate"}
+    cluster = serving(rollout=recreate, replicas=3)
+    cluster.serve(NEXT)
+    cluster.run("Recreating")
+    while not cluster.rollout.get("updated"):
+        cluster.advance(1)
+        cluster.reconcile()
+    before = cluster.uids()
+    cluster.change(rollout={**recreate, "paused": True})
+    for _ in range(120):
+        cluster.reconcile()
+        cluster.advance(1)
+    deployment = cluster.children[Ref("Deployment", "solver-engine")]
+    assert deployment["spec"]["paused"] is True and before <= cluster.uids()
+    assert cluster.contents() == {"tiny", "good"}, "old and new ones serve side by side"
+    assert cluster.condition("RolledOut")["reason"] == "Paused"
+    assert cluster.condition("Ready")["status"] == "True"
+    cluster.change(rollout=recreate)
+    cluster.settle()
+    assert cluster.contents() == {"good"}
+    assert "paused" not in cluster.children[Ref("Deployment", "solver-engine")]["spec"]
+
+
+def test_a_lone_replica_is_not_missing_while_a_new_pod_takes_its_place() -> None:
+    """By Recreate, too: maxUnavailable is 0 then, and the Deployment makes the other pod first."""
+    cluster = serving(replicas=1, rollout={**GATED, "strategy": "Recreate"})
+    (before,) = cluster.uids()
+    cluster.serve(NEXT)
+    told, ready, pods = [], [], []
+    for _ in range(200):
+        cluster.reconcile()
+        message = cluster.rollout["message"].partition(":")[0]
+        if message not in told:
+            told.append(message)
+        ready.append(cluster.status["readyReplicas"])
+        pods.append(len(cluster.uids()))
+        if cluster.rollout["phase"] == "Done" and cluster.contents() == {"good"}:
+            break
+        cluster.advance(1)
+    assert told == ["Inspecting", "Gating", "Recreating", "Done"], "no canary, and no hold"
+    assert min(ready) == 1 and max(pods) == 2
+    assert cluster.children[Ref("Deployment", "solver-engine")]["spec"]["replicas"] == 1
+    assert before not in cluster.uids()
+
+
 def test_another_wish_half_way_starts_anew_from_what_is_served() -> None:
     cluster = serving()
     cluster.disk["models", "third"] = "better"

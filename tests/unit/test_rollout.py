@@ -19,6 +19,7 @@ from assay_operator.inference.rollout_words import short
 from assay_operator.inference.rollout_world import Diary, Policy, Replica, Step, Target, World
 from assay_operator.plan import Load, Pause, Restart, Resume
 from tests.unit.rollout_fleet import (
+    AWAY,
     BEGIN,
     BROKEN,
     BY_VERSION,
@@ -1008,6 +1009,28 @@ def test_a_load_that_was_ordered_is_finished_while_it_is_paused() -> None:
     assert state(fleet).phase == "Canary"
 
 
+def test_a_pause_leaves_old_and_new_pods_as_they_are() -> None:
+    fleet = rolling("Recreating", SHAPES)
+    until(fleet, lambda: state(fleet).updated == 1)
+    there = {each.uid for each in live(fleet)}
+    pause(fleet)
+    for _ in range(60):
+        made = fleet.reconcile()
+        fleet.advance(10)
+        assert made.halted and not made.actions
+    assert there <= {each.uid for each in live(fleet)}
+    served = {each.version for each in fleet.engines if each.uid in fleet.known}
+    assert served == {A.version, SHAPES.version} == made.admitted
+    assert fleet.told[-1] == (
+        f"Paused: Recreating: {state(fleet).updated} of 3 replicas serve {short(SHAPES.version)}. "
+        "Set spec.rollout.paused to false to go on."
+    )
+    pause(fleet, False)
+    assert fleet.reconcile().halted, "it goes on when that is written"
+    fleet.settle()
+    assert {each.version for each in live(fleet)} == {SHAPES.version}
+
+
 def test_pausing_lets_no_engine_stand_still() -> None:
     fleet = rolling("Waving", in_flight="Continue")
     fleet.endless = True
@@ -1029,12 +1052,12 @@ def test_what_running_engines_cannot_load_comes_with_new_pods(candidate: Target)
     fleet.advance(1)
     made = fleet.reconcile()
     assert made.jobs[0].uid is None and made.jobs[0].compare
-    assert made.template == A.version and not made.recreate and not made.excluded
+    assert made.template == A.version and not made.excluded
     assert "an engine beside the gate serves" in fleet.told[-1]
     fleet.run("Recreating")
     fleet.advance(1)
     made = fleet.reconcile()
-    assert made.template == candidate.version and made.recreate
+    assert made.template == candidate.version and not made.halted
     assert not made.actions
     fleet.settle()
     assert reasons(fleet)[-1] == "RolloutDone"
@@ -1055,6 +1078,30 @@ def test_a_candidate_for_new_pods_that_fails_touches_none() -> None:
     fleet.settle()
     assert {each.uid for each in fleet.engines} == old
     assert fleet.status["history"][0]["result"] == "Refused"
+
+
+def test_another_target_before_a_new_pod_serves_begins_from_what_was_served() -> None:
+    """Nobody knows whether any pod can start with the new weights: here none can."""
+    fleet = rolling("Recreating", AWAY, gate=False)
+    until(fleet, lambda: any(each.restarts for each in fleet.engines))
+    fleet.target = C
+    fleet.run("Inspecting")
+    told = f"RolloutSuperseded: solver-3 ({short(AWAY.version)}) is given up: "
+    assert any(event.startswith(told) for event in fleet.events)
+    assert state(fleet).origin == A
+    fleet.settle()
+    assert {each.version for each in live(fleet)} == {C.version}
+    assert fleet.status["refused"] == []
+
+
+def test_another_target_once_a_new_pod_serves_begins_from_what_that_serves() -> None:
+    fleet = rolling("Recreating", SHAPES)
+    until(fleet, lambda: state(fleet).updated == 1)
+    fleet.target = C
+    fleet.reconcile()
+    assert state(fleet).phase == "Inspecting" and state(fleet).origin == SHAPES
+    fleet.settle()
+    assert {each.version for each in live(fleet)} == {C.version}
 
 
 def test_a_new_pod_that_read_an_old_pointer_is_started_anew() -> None:

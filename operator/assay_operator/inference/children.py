@@ -27,6 +27,7 @@ def desired(
     pointer: Target,
     workers: str,
     surge: int = 0,
+    halted: bool = False,
 ) -> tuple[Json, ...]:
     """All these children of one service, in the order in which they are to be applied.
 
@@ -39,6 +40,7 @@ def desired(
         pointer: what engines that start load.
         workers: the router's list of workers, as `workers_document` writes it.
         surge: engine pods above what the spec wants.
+        halted: whether no engine pod gives way to one of another template.
     """
     document = json.dumps({"path": pointer.path, "version": pointer.version})
     return (
@@ -52,6 +54,7 @@ def desired(
             unavailable=spec.max_unavailable,
             template=template,
             progress_seconds=profile.startup_seconds + 600,
+            paused=halted,
         ),
         _deployment(
             identity,
@@ -152,6 +155,7 @@ def _deployment(
     unavailable: int,
     template: Json,
     progress_seconds: int,
+    paused: bool = False,
 ) -> Json:
     return {
         "apiVersion": "apps/v1",
@@ -161,6 +165,7 @@ def _deployment(
             "replicas": replicas,
             "revisionHistoryLimit": 3,
             "progressDeadlineSeconds": progress_seconds,
+            **({"paused": True} if paused else {}),
             # The operator needs a moment to prove a new replica and to route to it before an old
             # one goes.
             "minReadySeconds": 10,

@@ -161,6 +161,7 @@ class _Planner:
                     pointer=made.pointer,
                     workers=document,
                     surge=made.surge,
+                    halted=made.halted,
                 ),
                 *trial_objects(trial, made, self.memory.rollout, self.observation, found),
             ),

@@ -189,7 +189,7 @@ class Step:
         canary: uid of a replica, and the one version more that it may serve.
         excluded: uids of replicas that must not be members, whatever they report.
         surge: how many engine pods there shall be above what is wanted.
-        recreate: whether the Deployment rolls because of the rollout.
+        halted: whether the Deployment stays as it is, in the midst of making pods anew.
         jobs: the Jobs that shall be there.
         actions: for engines and pods. They may be done only once `state` is written.
         events: what happened.
@@ -206,7 +206,7 @@ class Step:
     canary: tuple[str, str] | None = None
     excluded: frozenset[str] = frozenset()
     surge: int = 0
-    recreate: bool = False
+    halted: bool = False
     jobs: tuple[JobOrder, ...] = ()
     actions: tuple[Action, ...] = ()
     events: tuple[Event, ...] = ()
