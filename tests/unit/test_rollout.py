@@ -820,6 +820,31 @@ def test_without_replicas_it_waits_for_the_first() -> None:
     assert {each.version for each in fleet.engines} == {B.version}
 
 
+def test_without_replicas_no_new_pod_shows_that_it_can_start() -> None:
+    fleet = serving(gate=False, strategy="Recreate")
+    fleet.target, fleet.wanted = AWAY, 0
+    fleet.run("Recreating")
+    for _ in range(100):
+        fleet.reconcile()
+        fleet.advance(10)
+    assert state(fleet).phase == "Recreating"
+    assert fleet.told[-1].startswith("Recreating: no replica is wanted, so ")
+    fleet.wanted = 2
+    fleet.settle()
+    assert fleet.status["refused"][0]["reason"] == "ReplicasFail"
+    assert {each.version for each in live(fleet)} == {A.version}
+
+
+def test_a_volume_that_the_first_replica_does_not_mount_is_seen_when_it_comes() -> None:
+    fleet = serving()
+    fleet.target, fleet.wanted = ELSEWHERE, 0
+    fleet.run("Canary")
+    fleet.wanted = 2
+    fleet.settle()
+    assert "Recreate" in reasons(fleet) and fleet.status["refused"] == []
+    assert {each.version for each in live(fleet)} == {ELSEWHERE.version}
+
+
 PHASES = ["Inspecting", "Canary", "Gating", "Holding", "Waving"]
 
 

@@ -15,6 +15,7 @@ from assay_operator.inference.rollout_weighing import (
     enter,
     gating,
     inspecting,
+    unmounted,
 )
 from assay_operator.inference.rollout_words import missing, sentences, short, who
 from assay_operator.inference.rollout_world import Diary, Replica, World
@@ -71,6 +72,9 @@ def _picked(rollout: Rollout, world: World, diary: Diary) -> Rollout:
         and may_take(rollout, world, each)
     ]
     if found and not rollout.idle:
+        if why := unmounted(rollout, world):
+            # There was no pod when the target was inspected.
+            return by_recreating(rollout, world, diary, why)
         chosen = min(found, key=lambda each: (each.routable, each.pod))
         taken = take(rollout, world, chosen, rollout.target)
         return replace(taken, canary=Canary(chosen.uid, chosen.pod))
@@ -166,6 +170,9 @@ def _committed(rollout: Rollout, world: World, diary: Diary) -> Rollout:
 
 def _waving(rollout: Rollout, world: World, diary: Diary) -> Rollout:
     """Also of new pods: both are done when all serve, and stuck when no more come to."""
+    if rollout.idle and rollout.phase == "Recreating":
+        # Nobody knows yet whether a pod can start with it.
+        return rollout
     behind = _behind(rollout, world)
     if not behind and not rollout.records and len(serving(rollout, world)) >= world.wanted:
         return completed(rollout, world, diary)
