@@ -23,17 +23,21 @@ from assay_operator.plan import Annotate, Load, Pause, Plan, Ref, Restart, Resum
 Json = dict[str, Any]
 BEGIN = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 START, LOAD, DRAIN, GATE, INSPECT = 15, 3, 4, 10, 3
+READY = 120
+"""The kubelet ends an engine that is not ready by then."""
 BASE = "pvc://models/tiny"
 SUITE = Ref("ConfigMap", "heldout")
 GATED: Json = {
     "canary": {"hold": "10s"},
     "gate": {"suite": {"configMap": SUITE.name}, "minScore": 0.5, "timeout": "2m"},
 }
-SCORES = {"tiny": 0.4, "good": 0.7, "better": 0.8, "worse": 0.2, "shapes": 0.9, "spoilt": 0.9}
-"""What the gate finds, by content. `shapes` is not for engines that run another, `spoilt` cannot be
-loaded, `pickle` does not pass the inspection."""
+SCORES = {"tiny": 0.4, "good": 0.7, "better": 0.8, "worse": 0.2, "shapes": 0.9}
+"""What the gate finds, by content. `shapes` is not for engines that run another."""
 LEAST = 0.5
-CONTENTS = (*SCORES, "pickle")
+UNLOADABLE = ("spoilt", "hangs")
+"""No engine can load them, and none can start with them: it ends, or it never gets ready."""
+CONTENTS = (*SCORES, *UNLOADABLE, "pickle")
+"""`pickle` does not pass the inspection."""
 ROGUE = "rogue"
 """What somebody else had an engine load."""
 
@@ -236,9 +240,15 @@ class Cluster:
         old = [each for each in live if each.template != template]
         ready = [each for each in live if each.works]
         unavailable = deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"]
-        if len(live) < wanted or (old and len(live) - len(old) < wanted >= len(live)):
-            self.number += 1
-            self.engines.append(Engine(self.number, copy.deepcopy(template), self.now + START))
+        if deployment["spec"].get("paused") and old:
+            # It replaces none: it only keeps their number, by pods like those there are.
+            number = wanted + int(len(old) < len(live) and wanted > 0)
+            if len(live) < number:
+                self._create(old[0].template)
+            elif len(live) > number:
+                self.delete(min(live, key=lambda each: each.works))
+        elif len(live) < wanted or (old and len(live) - len(old) < wanted >= len(live)):
+            self._create(template)
         elif old:
             unready = [each for each in old if not each.works]
             if unready or len(ready) > wanted - unavailable:
@@ -246,11 +256,17 @@ class Cluster:
         elif len(live) > wanted:
             self.delete(min(live, key=lambda each: (each.works, -each.number)))
 
+    def _create(self, template: Json) -> None:
+        self.number += 1
+        self.engines.append(Engine(self.number, copy.deepcopy(template), self.now + START))
+
     def _run(self, engine: Engine) -> None:
         if engine.version is None and engine.up <= self.now:
             pointer = self.pointer()
             content = self.disk.get(self.place(engine.template, pointer["path"]))
-            if content in {None, "spoilt"}:
+            if content == "hangs" and self.now < engine.up + READY - START:
+                return
+            if content is None or content in UNLOADABLE:
                 self.kill(engine)
             else:
                 engine.version, engine.content = pointer["version"], content
@@ -272,7 +288,7 @@ class Cluster:
             return
         engine.queue.pop(0)
         content = self.disk.get(self.place(engine.template, order.path))
-        fails = self.disk_fails or content in {None, "spoilt"}
+        fails = self.disk_fails or content is None or content in UNLOADABLE
         if content == "shapes" and engine.content != "shapes":
             fails = True
         if not fails:
@@ -388,7 +404,8 @@ class Cluster:
         containers = [each for each in pod["initContainers"] if each["name"] == "engine"]
         seen = {"spec": {"containers": containers, "volumes": pod["volumes"]}}
         content = self.disk.get(self.place(seen, pointer["path"]))
-        return None if content in {None, "spoilt"} else (content, pointer["version"])
+        answers = content is not None and content not in UNLOADABLE
+        return (content, pointer["version"]) if answers else None
 
     def _ended(self, name: str, code: int, summary: Json) -> Json:
         ended = {"exitCode": code, "message": json.dumps(summary)}

@@ -19,6 +19,7 @@ from assay_operator.inference.rollout_words import short
 from assay_operator.inference.rollout_world import Diary, Policy, Replica, Step, Target, World
 from assay_operator.plan import Load, Pause, Restart, Resume
 from tests.unit.rollout_fleet import (
+    AWAY,
     BEGIN,
     BROKEN,
     BY_VERSION,
@@ -95,6 +96,7 @@ def replica(number: int, **more: Any) -> Replica:
         "version": A.version,
         "generated": True,
         "listed": True,
+        "named": True,
         "routable": True,
         "requests": 0,
         "paused": False,
@@ -743,6 +745,17 @@ def test_a_replica_that_serves_nobody_is_the_first_canary() -> None:
     assert stepped(made, replace(seen, results=results)).excluded == {"uid-2"}
 
 
+@pytest.mark.parametrize(("named", "taken"), [(True, set()), (False, {"uid-2"})])
+def test_a_replica_that_a_router_is_still_to_read_of_is_no_canary(named, taken) -> None:
+    """It might read the older list late, and send requests while the weights change."""
+    coming = replica(2, routable=False, listed=False, named=named)
+    seen = world(THREE[0], THREE[1], coming, target=B)
+    made = stepped(stepped(None, world(*THREE)), seen)
+    order = made.state["job"]["id"] if made.state else ""
+    results = {order: result("pass", {}, "intact")}
+    assert stepped(made, replace(seen, results=results)).excluded == taken
+
+
 def test_a_wave_is_as_wide_as_may_be_unavailable() -> None:
     fleet = rolling("Waving", wanted=4, max_unavailable=2)
     fleet.reconcile()
@@ -805,6 +818,31 @@ def test_without_replicas_it_waits_for_the_first() -> None:
     fleet.settle()
     assert "Recreate" not in reasons(fleet)
     assert {each.version for each in fleet.engines} == {B.version}
+
+
+def test_without_replicas_no_new_pod_shows_that_it_can_start() -> None:
+    fleet = serving(gate=False, strategy="Recreate")
+    fleet.target, fleet.wanted = AWAY, 0
+    fleet.run("Recreating")
+    for _ in range(100):
+        fleet.reconcile()
+        fleet.advance(10)
+    assert state(fleet).phase == "Recreating"
+    assert fleet.told[-1].startswith("Recreating: no replica is wanted, so ")
+    fleet.wanted = 2
+    fleet.settle()
+    assert fleet.status["refused"][0]["reason"] == "ReplicasFail"
+    assert {each.version for each in live(fleet)} == {A.version}
+
+
+def test_a_volume_that_the_first_replica_does_not_mount_is_seen_when_it_comes() -> None:
+    fleet = serving()
+    fleet.target, fleet.wanted = ELSEWHERE, 0
+    fleet.run("Canary")
+    fleet.wanted = 2
+    fleet.settle()
+    assert "Recreate" in reasons(fleet) and fleet.status["refused"] == []
+    assert {each.version for each in live(fleet)} == {ELSEWHERE.version}
 
 
 PHASES = ["Inspecting", "Canary", "Gating", "Holding", "Waving"]
@@ -996,6 +1034,28 @@ def test_a_load_that_was_ordered_is_finished_while_it_is_paused() -> None:
     assert state(fleet).phase == "Canary"
 
 
+def test_a_pause_leaves_old_and_new_pods_as_they_are() -> None:
+    fleet = rolling("Recreating", SHAPES)
+    until(fleet, lambda: state(fleet).updated == 1)
+    there = {each.uid for each in live(fleet)}
+    pause(fleet)
+    for _ in range(60):
+        made = fleet.reconcile()
+        fleet.advance(10)
+        assert made.halted and not made.actions
+    assert there <= {each.uid for each in live(fleet)}
+    served = {each.version for each in fleet.engines if each.uid in fleet.known}
+    assert served == {A.version, SHAPES.version} == made.admitted
+    assert fleet.told[-1] == (
+        f"Paused: Recreating: {state(fleet).updated} of 3 replicas serve {short(SHAPES.version)}. "
+        "Set spec.rollout.paused to false to go on."
+    )
+    pause(fleet, False)
+    assert fleet.reconcile().halted, "it goes on when that is written"
+    fleet.settle()
+    assert {each.version for each in live(fleet)} == {SHAPES.version}
+
+
 def test_pausing_lets_no_engine_stand_still() -> None:
     fleet = rolling("Waving", in_flight="Continue")
     fleet.endless = True
@@ -1017,12 +1077,12 @@ def test_what_running_engines_cannot_load_comes_with_new_pods(candidate: Target)
     fleet.advance(1)
     made = fleet.reconcile()
     assert made.jobs[0].uid is None and made.jobs[0].compare
-    assert made.template == A.version and not made.recreate and not made.excluded
+    assert made.template == A.version and not made.excluded
     assert "an engine beside the gate serves" in fleet.told[-1]
     fleet.run("Recreating")
     fleet.advance(1)
     made = fleet.reconcile()
-    assert made.template == candidate.version and made.recreate
+    assert made.template == candidate.version and not made.halted
     assert not made.actions
     fleet.settle()
     assert reasons(fleet)[-1] == "RolloutDone"
@@ -1043,6 +1103,30 @@ def test_a_candidate_for_new_pods_that_fails_touches_none() -> None:
     fleet.settle()
     assert {each.uid for each in fleet.engines} == old
     assert fleet.status["history"][0]["result"] == "Refused"
+
+
+def test_another_target_before_a_new_pod_serves_begins_from_what_was_served() -> None:
+    """Nobody knows whether any pod can start with the new weights: here none can."""
+    fleet = rolling("Recreating", AWAY, gate=False)
+    until(fleet, lambda: any(each.restarts for each in fleet.engines))
+    fleet.target = C
+    fleet.run("Inspecting")
+    told = f"RolloutSuperseded: solver-3 ({short(AWAY.version)}) is given up: "
+    assert any(event.startswith(told) for event in fleet.events)
+    assert state(fleet).origin == A
+    fleet.settle()
+    assert {each.version for each in live(fleet)} == {C.version}
+    assert fleet.status["refused"] == []
+
+
+def test_another_target_once_a_new_pod_serves_begins_from_what_that_serves() -> None:
+    fleet = rolling("Recreating", SHAPES)
+    until(fleet, lambda: state(fleet).updated == 1)
+    fleet.target = C
+    fleet.reconcile()
+    assert state(fleet).phase == "Inspecting" and state(fleet).origin == SHAPES
+    fleet.settle()
+    assert {each.version for each in live(fleet)} == {C.version}
 
 
 def test_a_new_pod_that_read_an_old_pointer_is_started_anew() -> None:

@@ -136,7 +136,8 @@ class _Planner:
 
     def plan(self) -> Plan:
         free = self._free()
-        fleet = Fleet(self.observation, self.target, self.memory.known, free, self.now)
+        known = self.memory.known
+        fleet = Fleet(self.observation, self.identity, self.target, known, free, self.now)
         found = fleet.replicas()
         outcomes = self._outcomes()
         made = step(self.old.get("rollout"), self._world(found, outcomes))
@@ -160,6 +161,7 @@ class _Planner:
                     pointer=made.pointer,
                     workers=document,
                     surge=made.surge,
+                    halted=made.halted,
                 ),
                 *trial_objects(trial, made, self.memory.rollout, self.observation, found),
             ),

@@ -15,6 +15,7 @@ from assay_operator.inference.rollout_weighing import (
     enter,
     gating,
     inspecting,
+    unmounted,
 )
 from assay_operator.inference.rollout_words import missing, sentences, short, who
 from assay_operator.inference.rollout_world import Diary, Replica, World
@@ -56,16 +57,24 @@ def _canary(rollout: Rollout, world: World, diary: Diary) -> Rollout:
 
 
 def _picked(rollout: Rollout, world: World, diary: Diary) -> Rollout:
-    """With a canary, if a replica can be spared: one that serves nobody yet before the others."""
+    """With a canary, if a replica can be spared: one that serves nobody yet before the others.
+
+    One that a router is still to read of is none: it might read the older list late, and send
+    requests while the weights change.
+    """
     found = [
         each
         for each in world.live.values()
         if each.generated
         and each.version in rollout.admitted
         and each.uid not in rollout.excluded
+        and (each.listed or not each.named)
         and may_take(rollout, world, each)
     ]
     if found and not rollout.idle:
+        if why := unmounted(rollout, world):
+            # There was no pod when the target was inspected.
+            return by_recreating(rollout, world, diary, why)
         chosen = min(found, key=lambda each: (each.routable, each.pod))
         taken = take(rollout, world, chosen, rollout.target)
         return replace(taken, canary=Canary(chosen.uid, chosen.pod))
@@ -161,6 +170,9 @@ def _committed(rollout: Rollout, world: World, diary: Diary) -> Rollout:
 
 def _waving(rollout: Rollout, world: World, diary: Diary) -> Rollout:
     """Also of new pods: both are done when all serve, and stuck when no more come to."""
+    if rollout.idle and rollout.phase == "Recreating":
+        # Nobody knows yet whether a pod can start with it.
+        return rollout
     behind = _behind(rollout, world)
     if not behind and not rollout.records and len(serving(rollout, world)) >= world.wanted:
         return completed(rollout, world, diary)

@@ -137,7 +137,6 @@ def _is_member(rollout: Rollout, replica: Replica) -> bool:
 def _taken(rollout: Rollout, world: World, diary: Diary) -> Rollout:
     """Takes replicas that have other weights than they shall have, those that serve last."""
     goal = goal_of(rollout)
-    rolls = rollout.strategy == "Recreate" and rollout.mixed
     holds = rollout.canary.uid if rollout.phase == "Holding" and rollout.canary else None
     for replica in sorted(world.live.values(), key=lambda each: (each.routable, each.pod)):
         known = rollout.record(replica.uid) or replica.uid == holds
@@ -145,7 +144,7 @@ def _taken(rollout: Rollout, world: World, diary: Diary) -> Rollout:
             continue
         # A Deployment that rolls replaces the pods of the old template; one of the new template
         # that read an old pointer can only be started anew.
-        if rolls and replica.template != rollout.template:
+        if rollout.renews and replica.template != rollout.template:
             continue
         if not may_take(rollout, world, replica):
             continue
@@ -157,7 +156,7 @@ def _taken(rollout: Rollout, world: World, diary: Diary) -> Rollout:
                 f"gets no request until it has {short(goal.version)}.",
             )
         rollout = take(rollout, world, replica, goal)
-        if rolls:
+        if rollout.renews:
             record = rollout.record(replica.uid)
             assert record is not None
             rollout = rollout.with_record(replace(record, stage="Restarting"))
