@@ -114,13 +114,13 @@ def draw(
         scores,
         color=_SERVED,
         linewidth=3,
-        label="what users got: the score of the served weights",
+        label="score that users got",
     )
     _changes(axes, changes, began)
     figure.text(
         0.06,
         0.93,
-        f"The served model: held-out score {scores[0]:.2f} → {scores[-1]:.2f}",
+        f"What users got: held-out score {scores[0]:.2f} → {scores[-1]:.2f}",
         fontsize=21,
         fontweight="bold",
         color=_INK,
@@ -156,7 +156,7 @@ def _training(axes: Axes, lines: Sequence[Metrics], began: float) -> None:
         elinewidth=1.2,
         marker="o",
         markersize=6,
-        label="held-out score in training, with its interval",
+        label="held-out score in training",
     )
 
 
@@ -169,7 +169,7 @@ def _changes(axes: Axes, changes: Sequence[Mark], began: float) -> None:
             axes.plot(
                 [at], [change.score], color=_BAD, marker="x", markersize=11, markeredgewidth=3
             )
-        told = f"{change.name} {'comes into the engines' if change.served else 'is turned away'}"
+        told = f"{change.name} {'is served' if change.served else 'is turned away'}"
         axes.annotate(
             told,
             (at, 0.015),
@@ -180,6 +180,7 @@ def _changes(axes: Axes, changes: Sequence[Mark], began: float) -> None:
             va="bottom",
             color=colour,
             fontsize=10,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
         )
 
 

@@ -204,8 +204,10 @@ class Stage:
                     return
                 if time.monotonic() > deadline:
                     told = "; ".join(f"{word}: {text}" for word, text in rows(self.seen))
+                    job = self.kube.kubectl("describe", "vrl", JOB, check=False)
                     raise ClusterError(
-                        f"waited {seconds:.0f} s for {what}. {told}", self.kube.describe(SERVICE)
+                        f"waited {seconds:.0f} s for {what}. {told}",
+                        f"{self.kube.describe(SERVICE)}\n{job}",
                     )
                 time.sleep(1)
 

@@ -28,6 +28,8 @@ from tests.e2e.clients import CLIENT, Load
 TASK = "task"
 """The folder on the claim `models` with the base model and its items."""
 REPLICAS = "2/2"
+SHARE = "0.75"
+"""Of the base model in what is brought as worse: it answers much, and much less than it could."""
 # Enough to notice the smallest gap, and little enough to leave the cores to training.
 THREADS, PAUSE = 2, 0.5
 READY_SECONDS, TRAINED_SECONDS, ROLLOUT_SECONDS = 300, 600, 300
@@ -98,7 +100,7 @@ class Story:
                 "A damaged checkpoint is refused",
                 f"Somebody brings two more. {SPOILT} is a copy of {best} of which some bytes are "
                 f"others, under the digest of the good one. {WORSE} is sound in every file, and "
-                "its weights are half-way back to the base model.",
+                "its weights are most of the way back to the base model's.",
             ):
                 self._bring(best)
                 self._refuse(load)
@@ -156,12 +158,13 @@ class Story:
         """Two bad checkpoints, made of a good one."""
         good = self.stage.seen.checkpoint(best)["spec"]
         folder = good["source"].replace("pvc://models", "/models")
-        for what, *folders in (
+        base = f"/models/{TASK}/model"
+        for words in (
             ("spoil", folder, f"/models/{SPOILT}"),
-            ("average", folder, f"/models/{TASK}/model", f"/models/{WORSE}"),
+            ("mix", folder, base, f"/models/{WORSE}", "--share", SHARE),
         ):
-            words = ("exec", "-i", CLIENT, "--", "python3", "-", what, *folders)
-            self.stage.typed(*words, file="examples/tamper.py")
+            program = ("exec", "-i", CLIENT, "--", "python3", "-")
+            self.stage.typed(*program, *words, file="examples/tamper.py")
         self.stage.apply(brought(SPOILT, 0.5, good["digest"]), brought(WORSE, 0.2))
 
     def _refuse(self, load: Load) -> None:

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Makes bad checkpoints of good ones, for `make demo`: it runs in a pod that sees both folders.
 
-    python3 tamper.py spoil FOLDER OUT             a copy of which some bytes are others
-    python3 tamper.py average FOLDER OTHER OUT     weights half-way between two models
+    python3 tamper.py spoil FOLDER OUT                 a copy of which some bytes are others
+    python3 tamper.py mix FOLDER OTHER OUT --share X   weights between those of two models
 
 The first is what a broken disk or a cut-off copy leaves. The second is sound in every file, and
 just not as good: nothing but questions can tell.
@@ -34,29 +34,35 @@ def spoil(folder: Path, out: Path) -> None:
     weights.write_bytes(content)
 
 
-def mean(
-    one: Mapping[str, NDArray[np.float32]], other: Mapping[str, NDArray[np.float32]]
+def mixed(
+    one: Mapping[str, NDArray[np.float32]], other: Mapping[str, NDArray[np.float32]], share: float
 ) -> dict[str, NDArray[np.float32]]:
-    """The means of tensors of the same names and shapes.
+    """Tensors between those of two models of the same names and shapes.
+
+    Args:
+        one: a model.
+        other: another one.
+        share: of the other, from 0 to 1.
 
     Raises:
-        ValueError: these are not the same.
+        ValueError: names or shapes are not the same.
     """
     if {name: each.shape for name, each in one.items()} != {
         name: each.shape for name, each in other.items()
     }:
         raise ValueError("the models are not of one shape")
-    return {name: (each + other[name]) / np.float32(2) for name, each in one.items()}
+    part = np.float32(share)
+    return {name: each + part * (other[name] - each) for name, each in one.items()}
 
 
-def average(folder: Path, other: Path, out: Path) -> None:
-    """A model with all that `folder` has, and its weights half-way to those of `other`."""
+def mix(folder: Path, other: Path, out: Path, share: float) -> None:
+    """A model with all that `folder` has, and weights on the way to those of `other`."""
     # Only here, since this alone reads tensors.
     from safetensors.numpy import load_file, save_file  # noqa: PLC0415
 
     shutil.copytree(folder, out, ignore=shutil.ignore_patterns(*OF_TRAINER))
     for weights in out.glob("*.safetensors"):
-        made = mean(load_file(weights), load_file(other / weights.name))
+        made = mixed(load_file(weights), load_file(other / weights.name), share)
         save_file(made, weights, metadata={"format": "pt"})
         weights.chmod(0o644)  # engines may run as another user
 
@@ -68,15 +74,16 @@ def main() -> None:
     each = commands.add_parser("spoil", help="a copy of which some bytes are others")
     each.add_argument("folder", type=Path)
     each.add_argument("out", type=Path)
-    each = commands.add_parser("average", help="weights half-way between two models")
+    each = commands.add_parser("mix", help="weights between those of two models")
     each.add_argument("folder", type=Path)
     each.add_argument("other", type=Path)
     each.add_argument("out", type=Path)
+    each.add_argument("--share", type=float, required=True, help="of the other, from 0 to 1")
     arguments = parser.parse_args()
     if arguments.command == "spoil":
         spoil(arguments.folder, arguments.out)
     else:
-        average(arguments.folder, arguments.other, arguments.out)
+        mix(arguments.folder, arguments.other, arguments.out, arguments.share)
 
 
 if __name__ == "__main__":

@@ -96,7 +96,8 @@ class Teller:
 
     def output(self, text: str) -> None:
         """What a command printed, as it is."""
-        self.console.print(text.rstrip("\n"), markup=False, highlight=False, soft_wrap=True)
+        if text := text.rstrip("\n"):
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def progress(self) -> Iterator[Progress]:

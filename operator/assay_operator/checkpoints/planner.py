@@ -18,7 +18,7 @@ from assay_operator.checkpoints import results
 from assay_operator.checkpoints.observation import Observation, claim_of
 from assay_operator.checkpoints.results import Finding
 from assay_operator.checkpoints.weighing import Names, objects
-from assay_operator.conditions import Verdict, by_type, conditions, validation_message
+from assay_operator.conditions import by_type, conditions, refusal
 from assay_operator.config import OperatorConfig
 from assay_operator.inference.jobs import JobResult, job_result
 from assay_operator.inference.observation import condition_of, parse_time
@@ -61,7 +61,7 @@ def plan(observation: Observation, config: OperatorConfig, now: datetime) -> Pla
     try:
         spec = CheckpointSpec.model_validate(observation.checkpoint["spec"])
     except ValidationError as error:
-        wrong = Verdict(False, "InvalidSpec", validation_message(error))
+        wrong = refusal(error)
         return _told(observation, _Work(Finding(None, wrong, wrong)), now, prune=False)
     if spec.job:
         return _told(observation, _Work(results.of_training(observation.checkpoint, spec)), now)

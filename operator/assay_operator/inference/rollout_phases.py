@@ -170,9 +170,6 @@ def _committed(rollout: Rollout, world: World, diary: Diary) -> Rollout:
 
 def _waving(rollout: Rollout, world: World, diary: Diary) -> Rollout:
     """Also of new pods: both are done when all serve, and stuck when no more come to."""
-    if rollout.idle and rollout.phase == "Recreating":
-        # Nobody knows yet whether a pod can start with it.
-        return rollout
     behind = _behind(rollout, world)
     if not behind and not rollout.records and len(serving(rollout, world)) >= world.wanted:
         return completed(rollout, world, diary)
@@ -192,6 +189,11 @@ def _waving(rollout: Rollout, world: World, diary: Diary) -> Rollout:
         return rollout
     why = sentences(f"{told}, the others are missing", missing(rollout, world))
     return completed(rollout, world, diary, why)
+
+
+def _recreating(rollout: Rollout, world: World, diary: Diary) -> Rollout:
+    # Without replicas nobody knows yet whether any can start with it.
+    return rollout if rollout.idle else _waving(rollout, world, diary)
 
 
 def _returning(rollout: Rollout, world: World, diary: Diary) -> Rollout:
@@ -232,7 +234,7 @@ PHASES: Mapping[Phase, Callable[[Rollout, World, Diary], Rollout]] = MappingProx
         "Gating": gating,
         "Holding": _holding,
         "Waving": _waving,
-        "Recreating": _waving,
+        "Recreating": _recreating,
         "Returning": _returning,
     }
 )

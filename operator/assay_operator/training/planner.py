@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from assay_operator.api.meta import seconds
 from assay_operator.api.verified_rl_job import VerifiedRLJobSpec
-from assay_operator.conditions import validation_message
+from assay_operator.conditions import Verdict, refusal
 from assay_operator.config import OperatorConfig
 from assay_operator.inference.objects import fingerprint, parse_source
 from assay_operator.inference.observation import is_terminating
@@ -120,16 +120,13 @@ def plan(observation: Observation, config: OperatorConfig, now: datetime) -> Pla
             trainer_profile(spec),
             config,
         )
-    except ValidationError as error:
-        return _refused(observation, "InvalidSpec", validation_message(error), now)
-    except UnsupportedProfile as error:
-        message = str(error).replace("spec.engine", "spec.rollout.engine")
-        return _refused(observation, "UnsupportedProfile", message, now)
+    except (ValidationError, UnsupportedProfile) as error:
+        return _refused(observation, refusal(error, "spec.rollout.engine"), now)
     return _planned(observation, wanted, now)
 
 
-def _refused(observation: Observation, reason: str, message: str, now: datetime) -> Plan:
-    status = report.refused_status(observation, reason, message, now)
+def _refused(observation: Observation, verdict: Verdict, now: datetime) -> Plan:
+    status = report.refused_status(observation, verdict, now)
     return Plan(
         status=status,
         events=report.events(observation.job.get("status") or {}, status),

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from assay_operator.api.verified_rl_job import VerifiedRLJobSpec
 from assay_operator.api.verifiers import weak
-from assay_operator.conditions import Verdict, by_type, conditions, last_failure
+from assay_operator.conditions import Verdict, by_type, conditions, last_failure, with_verdicts
 from assay_operator.inference.failures import Failure
 from assay_operator.plan import Event, Json, Ref
 from assay_operator.training.checkpoints import Kept
@@ -71,23 +71,22 @@ def status(observation: Observation, facts: Facts, now: datetime) -> Json:
     return {key: value for key, value in complete.items() if value is not None}
 
 
-def refused_status(observation: Observation, reason: str, message: str, now: datetime) -> Json:
-    """The status of a job whose spec cannot be carried out: what runs goes on."""
+def refused_status(observation: Observation, refused: Verdict, now: datetime) -> Json:
+    """The status of a job whose spec cannot be carried out: what runs goes on.
+
+    Args:
+        observation: what is seen of it.
+        refused: why not, and what to do.
+        now: the time, with a zone.
+    """
     old = observation.job.get("status") or {}
     generation = observation.job["metadata"].get("generation", 0)
-    failure = Failure(
-        f"verifiedrljob/{observation.job['metadata']['name']}", reason, message, fatal=True
-    )
-    before = {
-        kind: Verdict(item["status"] == "True", item["reason"], item["message"])
-        for kind, item in by_type(old).items()
-    }
-    verdicts = {**before, "Admitted": Verdict(False, reason, message)}
+    name = observation.job["metadata"]["name"]
+    failure = Failure(f"verifiedrljob/{name}", refused.reason, refused.message, fatal=True)
     return {
-        **old,
+        **with_verdicts(old, {"Admitted": refused}, generation, now),
         "observedGeneration": generation,
         "phase": old.get("phase", "Pending"),
-        "conditions": conditions(verdicts, old, generation, now),
         "lastFailure": last_failure(failure, old.get("lastFailure"), now),
     }
 
