@@ -66,7 +66,9 @@ def test_a_replica_that_serves_nobody_is_the_first_canary() -> None:
 
 
 @pytest.mark.parametrize(("named", "taken"), [(True, set()), (False, {"uid-2"})])
-def test_a_replica_that_a_router_is_still_to_read_of_is_no_canary(named, taken) -> None:
+def test_a_replica_that_a_router_is_still_to_read_of_is_no_canary(
+    named: bool, taken: set[str]
+) -> None:
     """It might read the older list late, and send requests while the weights change."""
     coming = replica(2, routable=False, listed=False, named=named)
     seen = world(THREE[0], THREE[1], coming, target=B)
