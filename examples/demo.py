@@ -28,9 +28,9 @@ from tests.kube import Kube, NotYet
 
 NAMESPACE = "default"
 MAKE, CLEAR = "a base model and its items, on a volume", "what an earlier demo left"
-# It shall be poor enough to be worth training, and good enough to learn in minutes: half of what it
+# It shall be poor enough to be worth training, and good enough to learn in minutes: most of what it
 # was taught is sorted the wrong way, and it stopped early.
-BASE_MODEL = ("--downwards", "0.5", "--start", "0.12")
+BASE_MODEL = ("--downwards", "0.6", "--start", "0.2")
 
 console = Console()
 

@@ -122,7 +122,10 @@ def _pinned(case: Case, name: str) -> Choice:
             return _not_pinned(case, f"CheckpointNot{kind}", told)
     target = case.of_checkpoint(item)
     if target is None:
-        told = f"Checkpoint {name} has no digest yet."
+        told = (
+            f"Checkpoint {name} has no digest yet: it is found when its files are read, or give it "
+            "as spec.digest."
+        )
         return _not_pinned(case, "CheckpointNotIntact", told)
     verdict = Verdict(True, "Pinned", f"spec.model.source pins Checkpoint {name}.")
     return Choice(target, verdict, others)
