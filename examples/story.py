@@ -28,7 +28,7 @@ from tests.e2e.clients import CLIENT, Load
 TASK = "task"
 """The folder on the claim `models` with the base model and its items."""
 REPLICAS = "2/2"
-SHARE = "0.75"
+SHARE = "0.9"
 """Of the base model in what is brought as worse: it answers much, and much less than it could."""
 # Enough to notice the smallest gap, and little enough to leave the cores to training.
 THREADS, PAUSE = 2, 0.5
