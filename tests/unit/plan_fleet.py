@@ -432,6 +432,11 @@ class Cluster:
         if engine.gone is None:
             engine.gone = self.now + 5
 
+    def delete_jobs(self) -> None:
+        """All of them, and their pods with them."""
+        self.children = {name: item for name, item in self.children.items() if name.kind != "Job"}
+        self.asked, self.pods = {}, {}
+
     def forget(self) -> None:
         """Another operator takes over: it knows nothing that no object says."""
         self.epoch += 1

@@ -154,10 +154,7 @@ class Schedule(RuleBasedStateMachine):
 
     @rule()
     def jobs_are_deleted(self) -> None:
-        children = self.cluster.children
-        self.cluster.children = {
-            name: item for name, item in children.items() if name.kind != "Job"
-        }
+        self.cluster.delete_jobs()
 
     def teardown(self) -> None:
         if not hasattr(self, "cluster"):
