@@ -223,6 +223,19 @@ def test_a_worse_checkpoint_is_refused_and_never_stays() -> None:
     assert cluster.said().count("RolloutStarted") == started + 1, "but for once, by hand"
 
 
+def test_a_checkpoint_that_was_asked_for_by_name_before_it_was_tried_is_not_tried_twice() -> None:
+    cluster = serving()
+    cluster.write("worse", step=40, claim="models")
+    cluster.annotate("assay.dev/retry", "solver-rl-1-40")
+    cluster.reconcile()
+    cluster.serve("checkpoint://solver-rl-1-40")
+    cluster.run("Failed")
+    cluster.settle()
+    cluster.reconcile()
+    cluster.settle()
+    assert cluster.said().count("RolloutStarted") == 1
+
+
 def test_files_that_are_not_what_they_should_be_touch_no_engine() -> None:
     cluster = following()
     cluster.write("pickle", step=20)

@@ -19,6 +19,7 @@ from assay_operator.plan import Resume
 from tests.unit.rollout_examples import (
     THREE,
     canary,
+    live,
     loading,
     loads,
     reasons,
@@ -211,6 +212,16 @@ def test_a_load_that_fails_on_one_replica_of_a_wave_starts_its_pod_anew() -> Non
     assert "solver-b" in fleet.told[-1] and state(fleet).phase == "Done"
     told = next(event for event in fleet.events if "Quarantined" in event)
     assert "cannot load" in told and "started anew" in told
+
+
+def test_a_replica_that_only_a_restart_can_put_right_gets_one_however_often_that_was() -> None:
+    fleet = serving(1)
+    fleet.disk_fails = True
+    for number in range(1, 7):
+        live(fleet)[0].version = B.version
+        until(fleet, lambda: fleet.number > number, 1000)  # noqa: B023
+        until(fleet, lambda: live(fleet)[0].version == A.version)
+    assert "is tried again later" in "".join(fleet.events), "and not at once in the end"
 
 
 def test_replicas_that_come_up_late_with_the_old_version_get_no_request_and_the_new_one() -> None:

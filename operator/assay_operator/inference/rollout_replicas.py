@@ -29,7 +29,7 @@ OTHER_SECONDS = 10.0
 PROVE_SECONDS = 60.0
 QUARANTINE_SECONDS = 600.0
 MAX_RESTARTS = 3
-"""Pods deleted in one rollout above one for each replica: then they are only loaded again."""
+"""Pods deleted in one rollout above one for each replica: then one more for each quarantine."""
 
 
 def goal_of(rollout: Rollout) -> Target:
@@ -303,7 +303,9 @@ class _Hand:
         if self._waited < QUARANTINE_SECONDS or self._world.policy.paused:
             return self._rollout
         record = replace(self._record, loads=0, guilty=False)
-        return self._rollout.with_record(self._at(record, "Out"))
+        # Loading it may never help: it can be started anew once more.
+        rollout = replace(self._rollout, restarts=max(0, self._rollout.restarts - 1))
+        return rollout.with_record(self._at(record, "Out"))
 
     def _given_up(self, record: Record) -> Rollout:
         rollout = self._rollout
