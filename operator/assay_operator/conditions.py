@@ -26,16 +26,20 @@ def refusal(error: ValidationError | UnsupportedProfile, engine: str = "spec.eng
     """What is told of a spec that cannot be carried out.
 
     Args:
-        error: why not. One of pydantic gives one sentence a field, with the field's path.
+        error: why not.
         engine: where the spec has its engine.
     """
     if isinstance(error, UnsupportedProfile):
         return Verdict(False, "UnsupportedProfile", str(error).replace("spec.engine", engine))
-    message = "; ".join(
+    return Verdict(False, "InvalidSpec", "; ".join(wrong_fields(error)))
+
+
+def wrong_fields(error: ValidationError) -> list[str]:
+    """What is wrong with a spec: a sentence a field, with the field's path."""
+    return [
         f"spec.{'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
         for item in error.errors()
-    )
-    return Verdict(False, "InvalidSpec", message)
+    ]
 
 
 def stamp(now: datetime) -> str:

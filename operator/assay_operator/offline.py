@@ -16,6 +16,7 @@ from assay_operator.api.meta import API_VERSION
 from assay_operator.api.verified_rl_job import VerifiedRLJobSpec
 from assay_operator.checkpoints import observation as of_checkpoint
 from assay_operator.checkpoints import planner as checkpoints
+from assay_operator.conditions import wrong_fields
 from assay_operator.config import OperatorConfig
 from assay_operator.inference import observation as of_service
 from assay_operator.inference import planner as inference
@@ -61,10 +62,7 @@ def resources(file: str, text: str) -> Iterator[Resource]:
         try:
             spec = model.model_validate(item.get("spec") or {})
         except ValidationError as error:
-            lines = [
-                f"{file}: {metadata['name']}: spec.{'.'.join(map(str, each['loc']))}: {each['msg']}"
-                for each in error.errors()
-            ]
+            lines = [f"{file}: {metadata['name']}: {each}" for each in wrong_fields(error)]
             raise ValueError("\n".join(lines)) from error
         defaulted = spec.model_dump(mode="json", by_alias=True, exclude_none=True)
         yield Resource(file, {**item, "metadata": metadata, "spec": defaulted})

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from itertools import islice
 from typing import Any
 
 from assay_operator.config import OperatorConfig
@@ -23,6 +25,8 @@ from assay_operator.plan import Annotate, Load, Pause, Plan, Ref, Restart, Resum
 Json = dict[str, Any]
 BEGIN = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 START, LOAD, DRAIN, GATE, INSPECT = 15, 3, 4, 10, 3
+ROUNDS, WORKLOADS = 3, frozenset({"Deployment", "Job"})
+"""How often the shell makes a plan in one pass, and what it applies last."""
 READY = 120
 """The kubelet ends an engine that is not ready by then."""
 BASE = "pvc://models/tiny"
@@ -166,7 +170,7 @@ class Cluster:
         self.passed: set[str] = set()
         self.versions: dict[str, str] = {}
         self.events: list[str] = []
-        self.router_blind = self.disk_fails = self.jobs_break = False
+        self.router_blind = self.disk_fails = self.jobs_break = self.suite_gone = False
         for name, value in more.items():
             setattr(self, name, value)
 
@@ -324,9 +328,14 @@ class Cluster:
         self.pods = {name: pod for name, pod in self.pods.items() if name in there}
         for name, item in there.items():
             kind = "gate" if "-gate-" in name else "inspect"
-            seconds = GATE if kind == "gate" else INSPECT
-            end = self.asked.setdefault(name, self.now + seconds)
-            if end <= self.now and name not in self.pods:
+            if name not in self.asked:
+                if kind == "gate" and self.suite_gone:
+                    self.pods.setdefault(name, self._waits(name))
+                    continue
+                self.asked[name] = self.now + (GATE if kind == "gate" else INSPECT)
+                self.pods[name] = self._trying(name, {"running": {}}, phase="Running")
+            running = self.pods[name]["status"]["phase"] == "Running"
+            if running and self.asked[name] <= self.now:
                 template = item["spec"]["template"]
                 found = self._gated(template) if kind == "gate" else self._inspected(template)
                 self.pods[name] = self._ended(name, *found)
@@ -409,13 +418,28 @@ class Cluster:
 
     def _ended(self, name: str, code: int, summary: Json) -> Json:
         ended = {"exitCode": code, "message": json.dumps(summary)}
+        return self._trying(name, {"terminated": ended}, phase="Failed" if code else "Succeeded")
+
+    def _waits(self, name: str) -> Json:
+        """A pod whose suite the kubelet does not find."""
+        since = self.stamp(self.now)
+        conditions = [
+            {"type": kind, "status": status, "lastTransitionTime": since}
+            for kind, status in (("PodScheduled", "True"), ("PodReadyToStartContainers", "False"))
+        ]
+        state = {"waiting": {"reason": "ContainerCreating"}}
+        return self._trying(name, state, phase="Pending", conditions=conditions)
+
+    @staticmethod
+    def _trying(name: str, state: Json, **status: Any) -> Json:
+        """The pod of a Job."""
         return {
             "metadata": {
                 "name": f"{name}-x",
                 "uid": f"uid-{name}",
                 "labels": {"batch.kubernetes.io/job-name": name},
             },
-            "status": {"containerStatuses": [{"name": "verifier", "state": {"terminated": ended}}]},
+            "status": {**status, "containerStatuses": [{"name": "verifier", "state": state}]},
         }
 
     # -- what goes wrong -------------------------------------------------------------------
@@ -534,21 +558,29 @@ class Cluster:
         return plan(self.observation(), self.config, self.time())
 
     def reconcile(self, dies_after: int | None = None) -> Plan:
-        """One pass of the operator, which may die after so many of its writes."""
+        """One pass of the operator, which may die after so many of its writes.
+
+        As in the shell, a plan that changed a child is made anew before it is told.
+        """
         made = self.plan()
-        first = [item for item in made.objects if item["kind"] not in {"Deployment", "Job"}]
-        then = [item for item in made.objects if item["kind"] in {"Deployment", "Job"}]
-        writes: list[Callable[[], None]] = [
-            *(lambda item=item: self._apply(item) for item in (*first, *then)),  # type: ignore[misc]
-            lambda: self._prune(made),
-            lambda: self._tell(made),
-            *(lambda action=action: self._act(action) for action in made.actions),  # type: ignore[misc]
-        ]
-        for write in writes[:dies_after]:
+        for planned, write in islice(self._writes(), dies_after):
+            made = planned
             write()
         if dies_after is not None:
             self.forget()
         return made
+
+    def _writes(self) -> Iterator[tuple[Plan, Callable[[], None]]]:
+        for left in reversed(range(ROUNDS)):
+            made, before = self.plan(), dict(self.children)
+            for item in sorted(made.objects, key=lambda item: item["kind"] in WORKLOADS):
+                yield made, partial(self._apply, item)
+            yield made, partial(self._prune, made)
+            if self.children == before or not left:
+                break
+        yield made, partial(self._tell, made)
+        for action in made.actions:
+            yield made, partial(self._act, action)
 
     def _apply(self, item: Json) -> None:
         item = json.loads(json.dumps(item))

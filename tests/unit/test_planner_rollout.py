@@ -531,12 +531,68 @@ def test_a_suite_that_goes_away_meanwhile_ends_the_rollout_soon() -> None:
     cluster.serve(NEXT)
     cluster.run("Canary")
     cluster.found[SUITE] = None
+    cluster.suite_gone = True
     began = cluster.now
     state = cluster.run("Failed")
     assert state["reason"] == "GateBroken" and "does not exist" in state["detail"]
     assert cluster.now - began < 60
     cluster.settle()
     assert cluster.contents() == {"tiny"} and "refused" not in cluster.status
+
+
+def deleted_as_the_gate_begins() -> Cluster:
+    """The suite was there when it was looked up last, so the gate's Job was made. Its pod hangs."""
+    cluster = serving()
+    cluster.serve(NEXT)
+    cluster.run("Canary")
+    cluster.suite_gone = True
+    cluster.run("Gating")
+    cluster.reconcile()
+    cluster.advance(5)
+    assert [pod["status"]["phase"] for pod in cluster.pods.values()] == ["Pending"]
+    return cluster
+
+
+def test_a_gate_that_cannot_begin_without_its_suite_is_not_waited_for() -> None:
+    cluster = deleted_as_the_gate_begins()
+    cluster.found[SUITE] = None
+    began = cluster.now
+    state = cluster.run("Failed")
+    assert cluster.now - began < 30, "as soon as the suite is known to be missing"
+    assert state["reason"] == "GateBroken"
+    told = [event for event in cluster.events if event.startswith("GateBroken")]
+    for text in (state["detail"], cluster.condition("RolledOut")["message"], *told):
+        assert f"ConfigMap {SUITE.name}, which spec.rollout.gate.suite names" in text
+        assert "create it" in text
+    cluster.settle()
+    assert cluster.contents() == {"tiny"} and "refused" not in cluster.status
+
+
+def test_once_its_suite_is_there_again_it_is_tried_again_by_itself() -> None:
+    cluster = deleted_as_the_gate_begins()
+    cluster.found[SUITE] = None
+    cluster.run("Failed")
+    cluster.settle()
+    assert cluster.condition("Target")["reason"] == "SuiteMissing"
+    cluster.found[SUITE] = {"data": {"suite.jsonl": ""}}
+    cluster.suite_gone = False
+    cluster.run("Done")
+    cluster.settle()
+    assert cluster.contents() == {"good"}
+
+
+def test_a_gate_that_has_begun_goes_on_without_its_suite() -> None:
+    cluster = serving()
+    cluster.serve(NEXT)
+    cluster.run("Gating")
+    cluster.reconcile()
+    cluster.advance(1)
+    cluster.found[SUITE] = None
+    cluster.suite_gone = True
+    cluster.run("Done")
+    cluster.settle()
+    assert cluster.contents() == {"good"}
+    assert "GateBroken" not in cluster.said()
 
 
 def test_a_gate_that_is_taken_away_is_not_waited_for() -> None:

@@ -16,7 +16,7 @@ from assay_operator.conditions import Verdict
 from assay_operator.inference.children import POINTER_FILE
 from assay_operator.inference.memory import Memory
 from assay_operator.inference.objects import CHECKPOINTS_MOUNT, Identity
-from assay_operator.inference.observation import Observation
+from assay_operator.inference.observation import Observation, has_key
 from assay_operator.inference.places import ANY, Place, mount_of, mounts, place_of
 from assay_operator.inference.rollout_words import RETRY_ANNOTATION, short
 from assay_operator.inference.rollout_world import Target
@@ -191,7 +191,7 @@ def suite_missing(observation: Observation, spec: InferenceServiceSpec) -> str:
             f"ConfigMap {name}, which spec.rollout.gate.suite names, does not exist in this "
             "namespace: create it."
         )
-    if key in (found.get("data") or {}) or key in (found.get("binaryData") or {}):
+    if has_key(found, key):
         return ""
     return (
         f"ConfigMap {name} has no key {key}: it shall hold the suite that spec.rollout.gate.suite "
