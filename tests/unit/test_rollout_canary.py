@@ -224,6 +224,18 @@ def test_a_replica_that_only_a_restart_can_put_right_gets_one_however_often_that
     assert "is tried again later" in "".join(fleet.events), "and not at once in the end"
 
 
+def test_such_a_restart_comes_also_when_fewer_replicas_are_wanted_by_then() -> None:
+    fleet = serving(3)
+    fleet.disk_fails = True
+    for number in range(3, 9):
+        live(fleet)[0].version = B.version
+        until(fleet, lambda: fleet.number > number, 1000)  # noqa: B023
+    fleet.wanted = 1
+    until(fleet, lambda: len(live(fleet)) == 1 and live(fleet)[0].version == A.version)
+    live(fleet)[0].version = B.version
+    until(fleet, lambda: fleet.number > 9, 1000)
+
+
 def test_replicas_that_come_up_late_with_the_old_version_get_no_request_and_the_new_one() -> None:
     fleet = rolling("Done")
     fleet.settle()

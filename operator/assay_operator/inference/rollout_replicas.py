@@ -303,13 +303,13 @@ class _Hand:
         if self._waited < QUARANTINE_SECONDS or self._world.policy.paused:
             return self._rollout
         record = replace(self._record, loads=0, guilty=False)
-        # Loading it may never help: it can be started anew once more.
-        rollout = replace(self._rollout, restarts=max(0, self._rollout.restarts - 1))
-        return rollout.with_record(self._at(record, "Out"))
+        # Loading it may never help: one pod more can be started anew.
+        restarts = min(self._rollout.restarts, self._most_restarts() - 1)
+        return replace(self._rollout, restarts=restarts).with_record(self._at(record, "Out"))
 
     def _given_up(self, record: Record) -> Rollout:
         rollout = self._rollout
-        restarts = rollout.restarts < self._world.wanted + MAX_RESTARTS
+        restarts = rollout.restarts < self._most_restarts()
         self._diary.warn(
             "ReplicaQuarantined",
             f"pod/{record.pod} cannot load {short(record.goal)}: {record.note}. It gets no "
@@ -319,6 +319,9 @@ class _Hand:
             rollout = replace(rollout, restarts=rollout.restarts + 1)
         stage = self._at(record, "Restarting" if restarts else "Quarantined")
         return rollout.with_record(stage)
+
+    def _most_restarts(self) -> int:
+        return self._world.wanted + MAX_RESTARTS
 
     def _is_canary(self) -> bool:
         """Whether it is to get weights that have not passed."""
