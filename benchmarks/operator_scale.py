@@ -29,6 +29,7 @@ from assay_operator.inference.planner import plan
 from benchmarks.arrivals import SELECTOR, arrivals
 from benchmarks.common import Json, Row, quantile, say, spread, versions, write
 from tests.assay import SYSTEM, Assay
+from tests.cluster.cluster import is_ready
 from tests.kube import Kube, infsvc, wait_for
 
 NAMESPACE = "bench-scale"
@@ -245,11 +246,7 @@ def scale_operator(kube: Kube, replicas: int) -> None:
 
     def there() -> bool:
         pods = system.list("pods", "app.kubernetes.io/name=assay")
-        ready = sum(
-            any(c["type"] == "Ready" and c["status"] == "True" for c in p["status"]["conditions"])
-            for p in pods
-        )
-        return len(pods) == ready == replicas
+        return len(pods) == sum(map(is_ready, pods)) == replicas
 
     wait_for(f"{replicas} operators", there, 180)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from assay_operator.checkpoints.results import UNDER_WAY
 from assay_operator.conditions import by_type
 from assay_operator.inference.rollout_state import OVER
 
@@ -92,7 +93,7 @@ def name_of(item: Json) -> str:
 def verdict(checkpoint: Json, kind: str = "Verified") -> Json:
     """A condition of a Checkpoint, empty while nothing is known of it."""
     found = by_type(checkpoint.get("status") or {}).get(kind, {})
-    return found if found.get("reason") not in ("Weighing", "Inspecting") else {}
+    return found if found.get("reason") not in UNDER_WAY else {}
 
 
 def _step(checkpoint: Json) -> float:

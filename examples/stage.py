@@ -24,6 +24,7 @@ from tests.cluster.errors import ClusterError
 from tests.cluster.settings import REPOSITORY
 from tests.e2e.clients import CLIENT, Load, client_pod
 from tests.e2e.nodes import folder_of
+from tests.e2e.rollouts import checkpoint
 from tests.kube import Kube, wait_for
 
 SERVICE, JOB, SUITE = "solver", "solver-rl", "solver-heldout"
@@ -79,20 +80,8 @@ def brought(name: str, min_score: float, digest: str | None = None) -> Json:
     """
     service = yaml.safe_load((REPOSITORY / FOLDER / "service.yaml").read_text())
     claimed = {"digest": digest} if digest else {}
-    return {
-        "apiVersion": "assay.dev/v1alpha1",
-        "kind": "Checkpoint",
-        "metadata": {"name": name},
-        "spec": {
-            "source": f"pvc://models/{name}",
-            **claimed,
-            "evaluation": {
-                "suite": {"configMap": SUITE},
-                "minScore": min_score,
-                "engine": service["spec"]["engine"],
-            },
-        },
-    }
+    engine = service["spec"]["engine"]
+    return checkpoint(name, name, min_score, suite=SUITE, engine=engine, **claimed)
 
 
 def clear(kube: Kube) -> None:

@@ -16,6 +16,7 @@ from assay_operator.api.meta import API_VERSION
 from assay_operator.api.verified_rl_job import VerifiedRLJobSpec
 from assay_operator.checkpoints import observation as of_checkpoint
 from assay_operator.checkpoints import planner as checkpoints
+from assay_operator.checkpoints.results import UNDER_WAY
 from assay_operator.conditions import wrong_fields
 from assay_operator.config import OperatorConfig
 from assay_operator.inference import observation as of_service
@@ -31,8 +32,6 @@ SPECS: dict[str, type[BaseModel]] = {
     "Checkpoint": CheckpointSpec,
     "CheckpointGrant": CheckpointGrantSpec,
 }
-_UNDER_WAY = frozenset({"Inspecting", "Weighing"})
-"""Reasons of a Checkpoint's conditions while its Job runs."""
 _ABSENT = " A plan without a cluster sees only what stands in the files."
 
 
@@ -82,7 +81,8 @@ def objects(found: Sequence[Resource], config: OperatorConfig, now: datetime) ->
     Raises:
         ValueError: some cannot be planned; the message has a line for each, which says why.
     """
-    plans = [_plan(resource.item, found, config, now) for resource in found]
+    there = [_passed(resource.item, config, now) for resource in found]
+    plans = [_plan(resource.item, there, config, now) for resource in found]
     refusals = [
         f"{file}: {item['metadata']['name']}: {why}"
         for (file, item), made in zip(found, plans, strict=True)
@@ -94,11 +94,10 @@ def objects(found: Sequence[Resource], config: OperatorConfig, now: datetime) ->
         yield from made.objects
 
 
-def _plan(item: Json, found: Sequence[Resource], config: OperatorConfig, now: datetime) -> Plan:
+def _plan(item: Json, there: Sequence[Json], config: OperatorConfig, now: datetime) -> Plan:
     match item["kind"]:
         case "InferenceService":
-            weighed = [_passed(each.item, config, now) for each in found]
-            return inference.plan(_service(item, weighed), config, now)
+            return inference.plan(_service(item, there), config, now)
         case "VerifiedRLJob":
             return training.plan(of_job.Observation(item), config, now)
         case "Checkpoint":
@@ -139,7 +138,7 @@ def _passed(item: Json, config: OperatorConfig, now: datetime) -> Json:
         return item
     status = checkpoints.plan(of_checkpoint.Observation(item), config, now).status
     conditions = [
-        {**each, "status": "True"} if each["reason"] in _UNDER_WAY else each
+        {**each, "status": "True"} if each["reason"] in UNDER_WAY else each
         for each in status["conditions"]
     ]
     return {**item, "status": {**status, "conditions": conditions}}

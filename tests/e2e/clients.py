@@ -78,12 +78,20 @@ def chat(kube: Kube, name: str, prompt: str, check: bool = True) -> str:
     return run_in_pod(kube, script, url, name, prompt, check=check)
 
 
+def _pods(kube: Kube, name: str, component: str) -> list[Json]:
+    selector = f"app.kubernetes.io/instance={name},app.kubernetes.io/component={component}"
+    return kube.list("pods", selector)
+
+
 def engines(kube: Kube, name: str) -> list[Json]:
     """A service's engine pods, but for those on their way out."""
-    selector = f"app.kubernetes.io/instance={name},app.kubernetes.io/component=engine"
-    return [
-        pod for pod in kube.list("pods", selector) if not pod["metadata"].get("deletionTimestamp")
-    ]
+    pods = _pods(kube, name, "engine")
+    return [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
+
+
+def routers(kube: Kube, name: str) -> list[Json]:
+    """A service's router pods."""
+    return _pods(kube, name, "router")
 
 
 def reported(kube: Kube, name: str) -> set[str]:
@@ -148,10 +156,7 @@ def kill_process(kube: Kube, pod: str, container: str, signal: str) -> None:
 
 def kill_router(kube: Kube, name: str) -> None:
     """SIGKILL to a service's router; returns once it answers again, workers and all."""
-    routers = kube.list(
-        "pods", f"app.kubernetes.io/instance={name},app.kubernetes.io/component=router"
-    )
-    kill_process(kube, routers[0]["metadata"]["name"], "router", "KILL")
+    kill_process(kube, routers(kube, name)[0]["metadata"]["name"], "router", "KILL")
     wait_for("an answer", lambda: "time to first token" in chat(kube, name, "x", check=False), 60)
 
 

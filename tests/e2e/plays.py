@@ -8,8 +8,8 @@ from collections.abc import Callable
 from tests.e2e.clients import reported
 from tests.e2e.nodes import api_server, silence
 from tests.e2e.operators import aimed_at_leader, no_operators, own_operator
-from tests.e2e.rollouts import SUITE, wait_rollout
-from tests.e2e.scene import GOOD, POOR_FOLDER, TWIN, Role, Scene, asking, patch, pod_at
+from tests.e2e.rollouts import SUITE, patch, wait_rollout
+from tests.e2e.scene import GOOD, POOR_FOLDER, TWIN, Role, Scene, asking, pod_at
 
 OUTAGE_SECONDS = 30
 PAUSE_SECONDS = 4

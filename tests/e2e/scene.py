@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,9 +11,9 @@ from typing import Literal
 from assay_operator.inference.jobs import GATE
 from assay_operator.inference.results import VERIFIER
 from assay_operator.inference.rollout_words import RETRY_ANNOTATION
-from tests.e2e.clients import Processes, engines, processes
+from tests.e2e.clients import Processes, engines, processes, routers
 from tests.e2e.nodes import Folder, folder_of
-from tests.e2e.rollouts import ROLLOUT, checkpoint
+from tests.e2e.rollouts import ROLLOUT, checkpoint, patch
 from tests.e2e.watching import Story, Told
 from tests.kube import Json, Kube, NotYet, infsvc, wait_for
 
@@ -51,11 +50,6 @@ def twin() -> Json:
     """A neighbour, which is content with new weights that are whole."""
     rollout = {"canary": {"hold": "1s"}, "maxUnavailable": 1}
     return infsvc(TWIN, {"model": fleet()["spec"]["model"], "rollout": rollout})
-
-
-def patch(kube: Kube, name: str, change: Json) -> None:
-    """Changes a service as a user does."""
-    kube.kubectl("patch", "infsvc", name, "--type=merge", "--patch", json.dumps(change))
 
 
 def asking(name: str, digest: str) -> Json:
@@ -207,8 +201,7 @@ class Scene:
         return self.engine(next(name for name in names if name != canary))
 
     def router(self) -> Processes:
-        selector = f"app.kubernetes.io/instance={NAME},app.kubernetes.io/component=router"
-        (pod,) = self.kube.list("pods", selector)
+        (pod,) = routers(self.kube, NAME)
         return processes(self.kube, pod["metadata"]["name"], "router")
 
     def gate(self) -> Processes:

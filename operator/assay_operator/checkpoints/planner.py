@@ -34,8 +34,8 @@ AGAIN_SECONDS = 300.0
 """After which a Job that came to no verdict is done again."""
 _NO_NEWS = frozenset(
     {
-        *("Weighing", "Inspecting", "NotWeighed", "NotEvaluated"),
-        *("WrittenByTraining", "Inspected"),
+        *(*results.UNDER_WAY, "NotWeighed", "NotEvaluated"),
+        *("WrittenByTraining", results.INTACT),
     }
 )
 _VERDICTS = frozenset({"ScoreTooLow", "Undecided"})

@@ -14,6 +14,8 @@ from assay_operator.inference.jobs import JobResult
 from assay_operator.plan import EVALUATION_ANNOTATION, Json
 
 INTACT = "Inspected"
+UNDER_WAY = frozenset({"Inspecting", "Weighing"})
+"""Reasons of the conditions while the Job runs."""
 _OPEN = "NoVerdict"
 _BROKEN_FILES = frozenset({"OtherDigest", "Unsafe", "Damaged"})
 _WEIGHED = frozenset({"Weighed", "ScoreTooLow", "Undecided"})
