@@ -20,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from assay_operator.plan import MANAGED_BY_LABEL
 from tests.cluster.cluster import Cluster
 from tests.cluster.images import Images
 from tests.cluster.lifecycle import down, up
@@ -138,9 +139,13 @@ class Assay:
     def values(self) -> Json:
         """The chart's values for this cluster."""
         repository, _, tag = self.images.reference("operator").rpartition(":")
+        # Tests and benchmarks ask engines themselves, from pods of their own beside them.
+        theirs = {"key": MANAGED_BY_LABEL, "operator": "DoesNotExist"}
+        peers = [{"podSelector": {"matchExpressions": [theirs]}}]
         return {
             "image": {"repository": repository, "tag": tag},
             "config": self.operator_config(),
+            "networkPolicy": {"workloads": {"metricsFrom": peers}},
         }
 
     def steps(self) -> list[Step]:
@@ -188,11 +193,20 @@ class Assay:
         words = ("--out", f"/models/{name}", "--seed", str(MODEL_SEED), *options)
         self._make(namespace, run, f"make-{name}", (MAKE_MODEL,), words)
 
-    def make_task(self, namespace: str, run: StepRun, name: str = "task") -> None:
-        """Runs examples/train-demo/make_task.py in a Job: a model, and items, on `models`."""
-        self._make(
-            namespace, run, f"make-{name}", (MAKE_TASK, MAKE_MODEL), ("--out", f"/models/{name}")
-        )
+    def make_task(
+        self, namespace: str, run: StepRun, name: str = "task", options: tuple[str, ...] = ()
+    ) -> None:
+        """Runs examples/train-demo/make_task.py in a Job: a model, and items, on `models`.
+
+        Args:
+            namespace: as in `make_model`.
+            run: is told what goes on.
+            name: of the folder.
+            options: of make_task.py, by which another task comes out.
+        """
+        scripts = (MAKE_TASK, MAKE_TASK.with_name("items.py"), MAKE_MODEL)
+        words = ("--out", f"/models/{name}", *options)
+        self._make(namespace, run, f"make-{name}", scripts, words)
 
     def _make(
         self,

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 
 from assay_operator.api.inference_service import InferenceServiceSpec
-from assay_operator.config import OperatorConfig
+from assay_operator.config import NetworkPolicies, OperatorConfig
+from assay_operator.inference.jobs import GATE
 from assay_operator.inference.objects import WORKERS_FILE, Identity, router_template
+from assay_operator.inference.observation import ENGINE_PORT, METRICS_PORT, ROUTER_PORT
+from assay_operator.inference.policies import DNS, operator_pods, pods, policy, tcp, to_engines
 from assay_operator.inference.profiles import EngineProfile
 from assay_operator.inference.rollout_world import Target
 from assay_operator.plan import Json
@@ -24,6 +27,7 @@ def desired(
     pointer: Target,
     workers: str,
     surge: int = 0,
+    halted: bool = False,
 ) -> tuple[Json, ...]:
     """All these children of one service, in the order in which they are to be applied.
 
@@ -36,6 +40,7 @@ def desired(
         pointer: what engines that start load.
         workers: the router's list of workers, as `workers_document` writes it.
         surge: engine pods above what the spec wants.
+        halted: whether no engine pod gives way to one of another template.
     """
     document = json.dumps({"path": pointer.path, "version": pointer.version})
     return (
@@ -49,6 +54,7 @@ def desired(
             unavailable=spec.max_unavailable,
             template=template,
             progress_seconds=profile.startup_seconds + 600,
+            paused=halted,
         ),
         _deployment(
             identity,
@@ -62,6 +68,7 @@ def desired(
         _service(identity),
         _disruption_budget(identity, identity.engine, "engine"),
         _disruption_budget(identity, identity.router, "router"),
+        *(_network_policies(identity, config.networkPolicy) if config.networkPolicy else ()),
     )
 
 
@@ -111,6 +118,34 @@ def _disruption_budget(identity: Identity, name: str, component: str) -> Json:
     }
 
 
+def _network_policies(identity: Identity, access: NetworkPolicies) -> tuple[Json, Json]:
+    """Who may reach the engines and the routers.
+
+    Engines reach nothing: their weights lie on volumes that the kubelet mounts, and a request must
+    not have them fetch a picture from a place that only the cluster reaches.
+    """
+    engines, routers = identity.selector("engine"), identity.selector("router")
+    watching = [operator_pods(access), *access.metricsFrom]
+    asking = [pods(routers), pods(identity.selector(GATE)), *watching]
+    return (
+        policy(
+            _metadata(identity, identity.engine, "engine"),
+            engines,
+            ingress=[{"from": asking, "ports": tcp(ENGINE_PORT)}],
+            egress=[DNS],
+        ),
+        policy(
+            _metadata(identity, identity.router, "router"),
+            routers,
+            ingress=[
+                {"ports": tcp(ROUTER_PORT)},
+                {"from": watching, "ports": tcp(METRICS_PORT)},
+            ],
+            egress=[DNS, to_engines(engines)],
+        ),
+    )
+
+
 def _deployment(
     identity: Identity,
     name: str,
@@ -120,6 +155,7 @@ def _deployment(
     unavailable: int,
     template: Json,
     progress_seconds: int,
+    paused: bool = False,
 ) -> Json:
     return {
         "apiVersion": "apps/v1",
@@ -129,6 +165,7 @@ def _deployment(
             "replicas": replicas,
             "revisionHistoryLimit": 3,
             "progressDeadlineSeconds": progress_seconds,
+            **({"paused": True} if paused else {}),
             # The operator needs a moment to prove a new replica and to route to it before an old
             # one goes.
             "minReadySeconds": 10,

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from assay_operator.api.inference_service import InferenceServiceSpec
 from assay_operator.api.meta import seconds
-from assay_operator.conditions import Verdict, validation_message
+from assay_operator.conditions import Verdict, refusal
 from assay_operator.config import OperatorConfig
 from assay_operator.inference import status as report
 from assay_operator.inference.children import desired
@@ -82,11 +82,8 @@ def plan(observation: Observation, config: OperatorConfig, now: datetime) -> Pla
             spec.engine.tuning,
             spec.engine.parallelism,
         )
-    except ValidationError as error:
-        refused = Verdict(False, "InvalidSpec", validation_message(error))
-        return _refused(observation, refused, now)
-    except UnsupportedProfile as error:
-        return _refused(observation, Verdict(False, "UnsupportedProfile", str(error)), now)
+    except (ValidationError, UnsupportedProfile) as error:
+        return _refused(observation, refusal(error), now)
     memory = recall(observation.service.get("status") or {})
     choice = choose(observation, spec, memory)
     if choice.target is None:
@@ -136,7 +133,8 @@ class _Planner:
 
     def plan(self) -> Plan:
         free = self._free()
-        fleet = Fleet(self.observation, self.target, self.memory.known, free, self.now)
+        known = self.memory.known
+        fleet = Fleet(self.observation, self.identity, self.target, known, free, self.now)
         found = fleet.replicas()
         outcomes = self._outcomes()
         made = step(self.old.get("rollout"), self._world(found, outcomes))
@@ -160,8 +158,16 @@ class _Planner:
                     pointer=made.pointer,
                     workers=document,
                     surge=made.surge,
+                    halted=made.halted,
                 ),
-                *trial_objects(trial, made, self.memory.rollout, self.observation, found),
+                *trial_objects(
+                    trial,
+                    made,
+                    self.memory.rollout,
+                    self.observation,
+                    found,
+                    outcomes=outcomes,
+                ),
             ),
             status=status,
             events=(*made.events, *report.events(self.old, status)),

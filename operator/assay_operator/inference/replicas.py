@@ -35,6 +35,7 @@ class Fleet:
 
     Attributes:
         observation: what is seen of it.
+        identity: the service's names.
         target: what shall be served.
         known: weights that engines may report.
         free: places where overrides mount volumes of their own.
@@ -42,6 +43,7 @@ class Fleet:
     """
 
     observation: Observation
+    identity: Identity
     target: Target
     known: tuple[Target, ...]
     free: frozenset[str]
@@ -50,9 +52,10 @@ class Fleet:
     def replicas(self) -> tuple[Replica, ...]:
         """All engine pods."""
         routed = _routed(self.observation, self.now)
-        return tuple(self._replica(pod, routed) for pod in self.observation.engines)
+        named = _workers(self.observation, self.identity)
+        return tuple(self._replica(pod, routed, named) for pod in self.observation.engines)
 
-    def _replica(self, pod: Json, routed: frozenset[str] | None) -> Replica:
+    def _replica(self, pod: Json, routed: frozenset[str] | None, named: frozenset[str]) -> Replica:
         uid, url = pod["metadata"]["uid"], engine_url(pod)
         probe, work = self.observation.probes.get(uid), self.observation.works.get(uid, Work())
         version = probe.version if probe else None
@@ -65,6 +68,7 @@ class Fleet:
             version=None if version is None else really(pod, version, versions, self.free),
             generated=bool(probe and probe.generated),
             listed=_listed(self.observation, url),
+            named=url in named,
             routable=routed is not None and is_ready(pod) and url in routed,
             requests=work.requests,
             paused=work.paused,
@@ -164,7 +168,7 @@ def membership(
         found: all its engines.
         step: says which of them may be used.
     """
-    listed = _workers(observation, identity)
+    named = _workers(observation, identity)
     by_uid = {each.uid: each for each in found}
     members: dict[str, str] = {}
     awaited = False
@@ -177,7 +181,7 @@ def membership(
             members[replica.uid] = url
             continue
         awaited = True
-        if version is None and url in listed:
+        if version is None and url in named:
             members[replica.uid] = url
     routable = frozenset(uid for uid in members if by_uid[uid].routable)
     return Membership(members, routable, awaited or len(routable) < len(members))
