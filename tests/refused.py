@@ -122,6 +122,7 @@ REFUSED: tuple[Refused, ...] = (
     _service("such as 90s", rollout__canary={"hold": "60"}),
     _service("above 0", rollout__gate={**GATE, "timeout": "0m"}),
     _service("looks above 1 need items", rollout__gate={**GATE, "looks": 3}),
+    _service("needs a GPU", engine={"accelerator": "cpu", "deterministic": True}),
     _service("raise items", rollout__gate={**GATE, "items": 10, "minItems": 20}),
     _service("a key of a ConfigMap", rollout__gate={"suite": {"configMap": "a", "key": "../b"}}),
     # --- What a job trains --------------------------------------------------------------------
@@ -159,6 +160,11 @@ REFUSED: tuple[Refused, ...] = (
     _job("more than steps", trainer={"steps": 40, "warmupSteps": 41}),
     _job("one process", trainer={"steps": 40, "accelerator": "cpu", "gpusPerNode": 2}),
     _job("--port", rollout__engine={"extraArgs": ["--port=1"]}),
+    _job("needs a GPU", rollout__engine={"accelerator": "cpu", "deterministic": True}),
+    _job(
+        "use spec.engine.deterministic",
+        rollout__engine={"extraArgs": ["--enable-deterministic-inference"]},
+    ),
     # --- What it keeps ------------------------------------------------------------------------
     _job("checkpoint.every cannot be more", checkpoint__every=41),
     _job("evaluation.every cannot be more", evaluation__every=41),

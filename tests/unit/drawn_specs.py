@@ -203,8 +203,11 @@ def _fitting_parts(spec: Json) -> Json:
     if correction := algorithm.get("importanceCorrection"):
         of_type = {"tis": ("cap",), "icepop": ("alpha", "beta"), "none": ()}
         _only(correction, correction.get("type", "tis"), of_type)
+    engine = spec.get("rollout", {}).get("engine", {})
     # Any text could be an argument that Assay sets itself.
-    spec.get("rollout", {}).get("engine", {}).pop("extraArgs", None)
+    engine.pop("extraArgs", None)
+    if engine.get("accelerator") == "cpu":
+        engine.pop("deterministic", None)
     for node in (data, spec.get("evaluation", {}).get("suite", {})):
         if "source" in node:
             node["source"] = _once(node["source"])

@@ -7,13 +7,14 @@ from typing import get_args
 
 import pytest
 
-from assay_operator.api.engine import Accelerator, Parallelism, Profile, Tuning
+from assay_operator.api.engine import Accelerator, Engine, Parallelism, Profile, Tuning
 from assay_operator.api.reserved import RESERVED_ARGUMENTS, reserved_argument
 from assay_operator.inference.profiles import (
     EngineProfile,
     UnsupportedProfile,
     accelerators,
     families,
+    profile_of,
     resolve,
     rows,
 )
@@ -75,6 +76,15 @@ def test_health_is_not_tied_to_generation(row: tuple[str, str, str]) -> None:
     assert resolve(*row, None).env["SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION"] == "0"
 
 
+@every_row
+def test_no_plugin_is_loaded_but_ours_and_it_may_write_its_record(
+    row: tuple[str, str, str],
+) -> None:
+    env = resolve(*row, None).env
+    assert env["SGLANG_PLUGINS"] == "assay", "empty would mean all that an image holds"
+    assert env["ASSAY_KERNELS_DIR"].startswith("/tmp/"), "the root file system is read-only"
+
+
 def test_the_cpu_row_bounds_its_memory() -> None:
     """SGLang sizes the KV cache by the node's memory, not by the container's limit."""
     profile = resolve("auto", "cpu", "throughput", None)
@@ -106,6 +116,35 @@ def test_attention_data_parallel_ranks_share_gpus() -> None:
     assert profile.gpus == 8
     assert "--attn-dp-size=8" in profile.args
     assert "--dp-size" not in flags(profile)
+
+
+def test_kernels_are_fused_on_gpus_and_stock_on_the_cpu_unless_the_spec_says() -> None:
+    for accelerator in accelerators():
+        default = "stock" if accelerator == "cpu" else "fused"
+        for asked in (None, "fused", "stock"):
+            found = profile_of(Engine(accelerator=accelerator, kernels=asked))
+            assert found.kernels == found.env["ASSAY_KERNELS"] == (asked or default)
+
+
+def test_the_deterministic_mode_is_an_argument_and_told_to_the_plugin() -> None:
+    for asked in (False, True):
+        profile = profile_of(Engine(accelerator="nvidia-h200", deterministic=asked))
+        assert ("--enable-deterministic-inference" in profile.args) is asked
+        assert profile.env["ASSAY_DETERMINISTIC"] == ("1" if asked else "0")
+
+
+@pytest.mark.parametrize(
+    ("row", "remedy"),
+    [
+        (("auto", "cpu"), "choose another spec.engine.accelerator"),
+        (("deepseek-v4-flash", "nvidia-h200"), "choose another spec.engine.profile"),
+    ],
+)
+def test_the_deterministic_mode_is_refused_where_there_is_none(
+    row: tuple[str, str], remedy: str
+) -> None:
+    with pytest.raises(UnsupportedProfile, match=f"SGLang has no deterministic mode .*{remedy}"):
+        resolve(*row, "throughput", None, deterministic=True)
 
 
 @pytest.mark.parametrize(

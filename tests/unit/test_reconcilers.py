@@ -11,6 +11,7 @@ from assay_operator.cluster.audit import ACTING
 from assay_operator.cluster.topics import Topic
 from assay_operator.cluster.view import Key, View
 from assay_operator.config import OperatorConfig
+from assay_operator.inference.kernels import Kernels
 from assay_operator.inference.observation import LoadState, Observation, Probe, Work
 from assay_operator.plan import Json, Plan, Ref
 from assay_operator.reconcilers import checkpoint as of_checkpoint
@@ -82,6 +83,9 @@ class Fakes:
     async def probes(self, pods: Iterable[Json], busy: Iterable[str]) -> dict[str, Probe]:
         self.busy = set(busy)
         return {uid: Probe("v") for uid in self.note("probes", pods)}
+
+    async def kernels(self, pods: Iterable[Json]) -> dict[str, Kernels]:
+        return {uid: Kernels(active=True) for uid in self.note("kernels", pods)}
 
     async def listings(self, pods: Iterable[Json]) -> dict[str, Listing | None]:
         return {uid: Listing(URL, URL | {"x"}) for uid in self.note("listings", pods)}
@@ -304,6 +308,13 @@ class TestJobs:
         view.put(resource("Checkpoint", CHECKPOINT, {"digest": DIGEST}))
         view.put(pod(JOB, "t", "trainer", ready=False))
         view.put(pod(JOB, "e", "engine"))
+
+    async def test_engines_that_are_ready_are_asked_for_their_kernels(
+        self, shell: Shell, view: View, seen: Seen, fakes: Fakes
+    ) -> None:
+        view.put(pod(JOB, "loads", "engine", ready=False))
+        made = await look(Jobs(shell), JOB, view, seen)
+        assert fakes.asked["kernels"] == ["uid-e"] == list(made.kernels)
 
     async def test_its_trainer_is_asked_and_all_pods_are_seen(
         self, shell: Shell, view: View, seen: Seen, fakes: Fakes

@@ -70,7 +70,8 @@ async def server() -> AsyncIterator[Server]:
 
 @pytest.fixture
 async def sglang(server: Server, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SGLang]:
-    for name in ("MODEL_INFO", "_MODEL_INFO_SOON", "_GENERATION", "_LIVING", "_HEALTH"):
+    names = ("MODEL_INFO", "_MODEL_INFO_SOON", "_KERNELS", "_GENERATION", "_LIVING", "_HEALTH")
+    for name in names:
         question = getattr(module, name)
         moved = replace(question, port=server.port, seconds=0.3)
         monkeypatch.setattr(module, name, moved)
@@ -97,11 +98,21 @@ class Forever(PodReach):
         return await self._inner.ask(pod, question)
 
 
-def pod(uid: str = "one", restarts: int = 0, address: str | None = "127.0.0.1") -> Json:
+def pod(
+    uid: str = "one",
+    restarts: int = 0,
+    address: str | None = "127.0.0.1",
+    kernels: str | None = None,
+) -> Json:
     status: Json = {"containerStatuses": [{"name": "engine", "restartCount": restarts}]}
     if address:
         status["podIP"] = address
-    return {"metadata": {"name": uid, "namespace": "team", "uid": uid}, "status": status}
+    env = [{"name": "ASSAY_KERNELS", "value": kernels}] if kernels else []
+    return {
+        "metadata": {"name": uid, "namespace": "team", "uid": uid},
+        "spec": {"containers": [{"name": "engine", "env": env}]},
+        "status": status,
+    }
 
 
 class TestEngines:
@@ -216,6 +227,121 @@ class TestEngines:
 
         monkeypatch.setattr(ways, "_bounded", never)
         assert (await sglang.probe(pod())).error == "/model_info: no answer within 0.3 s"
+
+
+def active(**changes: Any) -> Json:
+    """What the plugin answers where its kernels run."""
+    ops = {"sampler": {"installed": True, "why_not": "", "fused": 0, "fallbacks": {}}}
+    scheduler = {"pid": 7, "role": "scheduler", "rank": {"tp": 0}, "ops": ops}
+    return {
+        "plugin": "0.1.0",
+        "sglang": "0.5.23",
+        "kernels": "fused",
+        "hardened": True,
+        "processes": [scheduler, {"pid": 1, "role": "http", "rank": None, "ops": {}}],
+        "active": True,
+        "why_not": "",
+        **changes,
+    }
+
+
+class TestKernels:
+    ASKED = "GET /assay/kernels"
+
+    async def test_one_that_runs_them_is_asked_once_a_start(
+        self, sglang: SGLang, server: Server
+    ) -> None:
+        server.answers["/assay/kernels"] = active()
+        probe = await sglang.probe(pod(kernels="fused"))
+        assert probe.generated and probe.kernels and probe.kernels.ops == ("sampler",)
+        assert server.asked == ["GET /model_info", self.ASKED, "POST /generate"]
+        server.answers["/model_info"] = {"weight_version": "v2"}
+        assert (await sglang.probe(pod(kernels="fused"))).kernels == probe.kernels
+        assert server.asked.count(self.ASKED) == 1, "other weights leave the kernels as they are"
+        await sglang.probe(pod(restarts=1, kernels="fused"))
+        assert server.asked.count(self.ASKED) == 2
+
+    @pytest.mark.parametrize("kernels", [None, "stock"])
+    async def test_nobody_else_is_asked(
+        self, sglang: SGLang, server: Server, kernels: str | None
+    ) -> None:
+        assert await sglang.probe(pod(kernels=kernels)) == Probe("v1", generated=True)
+        assert self.ASKED not in server.asked
+
+    @pytest.mark.parametrize(
+        ("answer", "why"),
+        [
+            (web.Response(status=404), "the plugin is not in it (/assay/kernels: 404"),
+            (web.Response(text="<html>"), "the plugin is not in it"),
+            ([], "the plugin is not in it"),
+            ({"active": "yes"}, "the plugin is not in it"),
+            (active(active=False, why_not="sampler is\nnot there"), "sampler is not there"),
+            (active(active=False, why_not=None), "it does not say why"),
+            (active(kernels="stock"), "it runs stock kernels"),
+        ],
+    )
+    async def test_one_that_does_not_run_them_says_why_and_is_not_made_to_generate(
+        self, sglang: SGLang, server: Server, answer: Any, why: str
+    ) -> None:
+        server.answers["/assay/kernels"] = answer
+        probe = await sglang.probe(pod(kernels="fused"))
+        assert probe.version == "v1" and not probe.generated
+        assert probe.kernels and not probe.kernels.active and why in probe.kernels.why_not
+        assert "POST /generate" not in server.asked
+
+    @pytest.mark.parametrize("processes", [None, [None], [{"ops": [1]}], [{"ops": {"a": 1}}]])
+    async def test_nonsense_beside_it_does_no_harm(
+        self, sglang: SGLang, server: Server, processes: Any
+    ) -> None:
+        server.answers["/assay/kernels"] = active(processes=processes)
+        probe = await sglang.probe(pod(kernels="fused"))
+        assert probe.generated and probe.kernels and probe.kernels.ops == ()
+
+    async def test_one_that_lacks_them_is_asked_again_but_not_in_each_pass(
+        self, sglang: SGLang, server: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its processes may have published what they run only after it was ready."""
+        server.answers["/assay/kernels"] = active(active=False, why_not="0 of 1 processes")
+        await sglang.probe(pod(kernels="fused"))
+        await sglang.probe(pod(kernels="fused"))
+        assert server.asked.count(self.ASKED) == 1
+        server.answers["/assay/kernels"] = active()
+        monkeypatch.setattr(module, "INACTIVE_INTERVAL", 0.0)
+        assert (await sglang.probe(pod(kernels="fused"))).generated
+
+    async def test_silence_says_nothing_about_them(self, sglang: SGLang, server: Server) -> None:
+        """Neither that they run nor that the engine has to be taken out of service."""
+        server.answers["/assay/kernels"] = web.Response(status=503)
+        probe = await sglang.probe(pod(kernels="fused"))
+        assert probe == Probe(error="/assay/kernels: 503")
+        assert await sglang.kernels([pod(kernels="fused")]) == {}
+        server.answers["/assay/kernels"] = active()
+        assert (await sglang.probe(pod(kernels="fused"))).generated
+
+    async def test_a_busy_one_is_not_asked_and_what_is_known_stays(
+        self, sglang: SGLang, server: Server
+    ) -> None:
+        server.answers["/assay/kernels"] = active()
+        engine = pod(kernels="fused")
+        assert (await sglang.probe(engine, busy=True)).kernels is None
+        known = (await sglang.probe(engine)).kernels
+        server.asked.clear()
+        assert await sglang.probe(engine, busy=True) == Probe("v1", generated=True, kernels=known)
+        server.answers["/model_info"] = web.Response(status=503)
+        assert (await sglang.probe(engine)).kernels == known
+        assert self.ASKED not in server.asked
+
+    async def test_of_a_jobs_engines_those_that_were_asked_for_them_tell(
+        self, sglang: SGLang, server: Server
+    ) -> None:
+        server.answers["/assay/kernels"] = active()
+        found = await sglang.kernels([pod("a", kernels="fused"), pod("b", kernels="stock")])
+        assert list(found) == ["a"] and found["a"].active
+        await sglang.kernels([pod("a", kernels="fused")])
+        assert server.asked == [self.ASKED]
+        sglang.forget("a")
+        await sglang.kernels([pod("a", kernels="fused")])
+        assert server.asked == [self.ASKED] * 2
 
 
 class TestRouters:

@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pytest
 
+from assay_operator.inference.kernels import Kernels
 from assay_operator.plan import Json, Ref
 from tests.unit.training_worlds import Cluster, container, digest, set_ready, unschedulable
 
@@ -453,6 +454,23 @@ def test_engines_that_never_come_are_a_failure() -> None:
     assert "None was ready" in cluster.condition("Failed")["message"]
     assert cluster.status["generation"] == 0
     assert not cluster.trainer_pods
+
+
+def test_engines_without_the_kernels_that_the_job_asks_for_are_not_trained_with() -> None:
+    """Silence is not enough either: what they would draw with is not known."""
+    cluster = Cluster({"rollout": {"engine": {"kernels": "fused"}}})
+    cluster.kernels = None
+    cluster.ticks(3)
+    assert cluster.condition("EnginesReady")["reason"] == "Starting" and not cluster.trainer_pods
+    cluster.kernels = Kernels(active=False, why_not="the sampler is not in place")
+    cluster.ticks(3)
+    told = cluster.condition("EnginesReady")
+    assert told["reason"] == "KernelsInactive" and not cluster.trainer_pods
+    assert "the sampler is not in place" in told["message"]
+    assert "spec.rollout.engine.kernels" in told["message"]
+    cluster.kernels = Kernels(active=True)
+    cluster.until("Training")
+    assert cluster.condition("EnginesReady")["status"] == "True"
 
 
 # --- suspend and resume -----------------------------------------------------------------------

@@ -15,6 +15,7 @@ from typing import Any
 
 from assay_operator.cluster.due import is_dismissible, owned, superfluous, without_nulls
 from assay_operator.config import OperatorConfig
+from assay_operator.inference.kernels import Kernels
 from assay_operator.plan import Event, Json, Plan, Ref, ref
 from assay_operator.training.observation import (
     Observation,
@@ -174,6 +175,7 @@ class Cluster:
         self.events: list[Event] = []
         self.lag, self.words = lag, words
         self.engines_start = True
+        self.kernels: Kernels | None = None
         self.last = Plan()
         self._count = 0
         self._orphans: set[int] = set()
@@ -235,6 +237,9 @@ class Cluster:
             trainers=tuple(pods),
             engines=tuple(self.component("engine")),
             answers=answers,
+            kernels={uid(pod): self.kernels for pod in self.component("engine")}
+            if self.kernels
+            else {},
             found=dict(self.found),
             checkpoints=tuple(self.checkpoints.values()),
             pinned=self.pinned,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from assay_operator.api.meta import ApiModel, Quantity, cel, validated
 from assay_operator.api.reserved import RESERVED_ARGUMENTS, reserved_argument
@@ -19,6 +19,12 @@ Accelerator = Literal[
     "cpu", "nvidia", "nvidia-a100", "nvidia-l40s", "nvidia-h100", "nvidia-h200", "nvidia-b200"
 ]
 Tuning = Literal["throughput", "latency"]
+Kernels = Literal["fused", "stock"]
+
+_DETERMINISTIC_HELP = (
+    "engine.deterministic needs a GPU: SGLang has no deterministic mode on the CPU, take it away "
+    "or choose another engine.accelerator"
+)
 
 
 def _reserved_rules() -> list[dict[str, str]]:
@@ -68,6 +74,16 @@ class Resources(ApiModel):
 class Engine(ApiModel):
     """How the SGLang engines run."""
 
+    model_config = ConfigDict(
+        json_schema_extra=validated(
+            cel(
+                "!(has(self.deterministic) && self.deterministic && has(self.accelerator) && "
+                "self.accelerator == 'cpu')",
+                _DETERMINISTIC_HELP,
+            )
+        )
+    )
+
     profile: Profile = Field(
         "auto",
         description="Arguments for a model family. auto sets only what the accelerator needs and "
@@ -82,6 +98,21 @@ class Engine(ApiModel):
     parallelism: Parallelism | None = Field(
         None,
         description="How one engine is spread over GPUs. Default: what the profile says.",
+    )
+    kernels: Kernels | None = Field(
+        None,
+        description="fused: Assay's kernels, which its plugin puts in the place of SGLang's; an "
+        "engine that does not run them gets no requests, and Ready says KernelsInactive. On the "
+        "CPU they are plain PyTorch, which shows that all is wired and is not faster. stock: "
+        "SGLang's own, for images without the plugin, too. Default: fused on GPUs, stock on the "
+        "CPU.",
+    )
+    deterministic: bool = Field(
+        False,
+        description="SGLang's deterministic mode: what an engine answers does not depend on what "
+        "else it is asked meanwhile. It costs speed, less of it with fused kernels. A request then "
+        "draws by its seed, and without one by a fixed seed: equal requests get equal answers. "
+        "Refused where SGLang has no such mode: on the CPU, and for DeepSeek-V4.",
     )
     extraArgs: list[Annotated[str, Field(max_length=1024)]] = Field(
         default_factory=list,
@@ -102,3 +133,9 @@ class Engine(ApiModel):
             if flag:
                 raise ValueError(f"{argument} cannot stand here: {RESERVED_ARGUMENTS[flag]}")
         return arguments
+
+    @model_validator(mode="after")
+    def _deterministic_where_that_is(self) -> Engine:
+        if self.deterministic and self.accelerator == "cpu":
+            raise ValueError(_DETERMINISTIC_HELP)
+        return self

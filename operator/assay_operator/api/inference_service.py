@@ -184,7 +184,8 @@ class InferenceServiceStatus(ApiModel):
     readyReplicas: int | None = Field(
         None,
         description="Routable engine replicas: the engine reports the version that shall be "
-        "served, answered a generation probe, and every router lists it.",
+        "served, runs the kernels that it was asked to run, answered a generation probe, and every "
+        "router lists it.",
     )
     routable: str | None = Field(None, description="Routable and wanted replicas, as in 1/2.")
     selector: str | None = Field(None, description="Label selector of the engine pods, for scale.")
@@ -208,7 +209,8 @@ class InferenceServiceStatus(ApiModel):
     conditions: Conditions | None = Field(
         None,
         description="Applied, EnginesReady, RouterReady and Ready; Target: what the spec asks for "
-        "can be had; RolledOut: it is what is served, Unknown while it is on its way.",
+        "can be had; RolledOut: it is what is served, Unknown while it is on its way; "
+        "KernelsActive: engines run the fused kernels, only where they are asked to.",
     )
     lastFailure: LastFailure | None = Field(
         None, description="The latest failure, kept after it is over."

@@ -19,6 +19,7 @@ _EXPERT = "use spec.engine.parallelism.expert"
 _ACCELERATOR = "use spec.engine.accelerator"
 _ADDRESS = "Assay sets the address that probes, router and operator use"
 _KEY = "router and operator would not know the key; put authentication in front of the Service"
+_DETERMINISTIC = "use spec.engine.deterministic"
 _SAFETENSORS = "Assay loads safetensors only, so that weights cannot carry code"
 _ONE_POD = "an engine is one pod; its GPUs follow from spec.engine.parallelism"
 _PLAIN_HTTP = "engines speak plain HTTP inside the cluster; put TLS in front of the router"
@@ -65,6 +66,8 @@ RESERVED_ARGUMENTS: dict[str, str] = {
     "--api-key": _KEY,
     "--admin-api-key": _KEY,
     "--enable-metrics": "Assay sets it: it reads every engine's metrics",
+    "--enable-deterministic-inference": _DETERMINISTIC,
+    "--rl-on-policy-target": _DETERMINISTIC,
     "--disaggregation-mode": _ROLE,
     "--encoder-only": _ROLE,
     "--language-only": _ROLE,

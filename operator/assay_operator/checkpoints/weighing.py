@@ -19,7 +19,7 @@ from assay_operator.inference.jobs import (
     weighing_job,
 )
 from assay_operator.inference.objects import MODEL_MOUNT, Identity, engine_template, parse_source
-from assay_operator.inference.profiles import resolve
+from assay_operator.inference.profiles import profile_of
 from assay_operator.plan import MANAGED_BY, MANAGED_BY_LABEL, OWNER_LABEL, Json, Ref
 from assay_verifiers.config import GateLimits
 
@@ -97,7 +97,7 @@ def _engine(
 ) -> OwnEngine:
     """An engine as a service of the same spec would have it."""
     engine = wanted.engine
-    profile = resolve(engine.profile, engine.accelerator, engine.tuning, engine.parallelism)
+    profile = profile_of(engine)
     service = InferenceServiceSpec.model_validate(
         {"model": {"source": spec.source}, "engine": engine.model_dump(exclude_none=True)}
     )

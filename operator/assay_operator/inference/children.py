@@ -7,7 +7,12 @@ import json
 from assay_operator.api.inference_service import InferenceServiceSpec
 from assay_operator.config import NetworkPolicies, OperatorConfig
 from assay_operator.inference.jobs import GATE
-from assay_operator.inference.objects import WORKERS_FILE, Identity, router_template
+from assay_operator.inference.objects import (
+    WORKERS_FILE,
+    Identity,
+    fingerprint,
+    router_template,
+)
 from assay_operator.inference.observation import ENGINE_PORT, METRICS_PORT, ROUTER_PORT
 from assay_operator.inference.policies import DNS, operator_pods, pods, policy, tcp, to_engines
 from assay_operator.inference.profiles import EngineProfile
@@ -15,6 +20,8 @@ from assay_operator.inference.rollout_world import Target
 from assay_operator.plan import Json
 
 POINTER_FILE = "pointer.json"
+TEMPLATE_ANNOTATION = "assay.dev/template"
+"""On an engine's pod: which template it was made from, as `made_of` has it."""
 
 
 def desired(
@@ -52,7 +59,7 @@ def desired(
             "engine",
             replicas=spec.replicas + surge,
             unavailable=spec.max_unavailable,
-            template=template,
+            template=_marked(template),
             progress_seconds=profile.startup_seconds + 600,
             paused=halted,
         ),
@@ -70,6 +77,17 @@ def desired(
         _disruption_budget(identity, identity.router, "router"),
         *(_network_policies(identity, config.networkPolicy) if config.networkPolicy else ()),
     )
+
+
+def made_of(template: Json) -> str:
+    """A short name for what pods of a template are."""
+    return fingerprint(json.dumps(template, sort_keys=True))
+
+
+def _marked(template: Json) -> Json:
+    metadata = template["metadata"]
+    annotations = {**(metadata.get("annotations") or {}), TEMPLATE_ANNOTATION: made_of(template)}
+    return {**template, "metadata": {**metadata, "annotations": annotations}}
 
 
 def _metadata(identity: Identity, name: str, component: str) -> Json:

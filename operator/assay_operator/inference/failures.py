@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
+from assay_operator.inference.kernels import Kernels
 from assay_operator.inference.observation import condition_of, is_terminating, parse_time
 from assay_operator.plan import Json
 
@@ -103,6 +104,25 @@ def deployment_failure(deployment: Json) -> Failure | None:
         "PodsRejected",
         f"The API server refuses the pods: {short(condition.get('message', ''))}. "
         "Raise the namespace's quota or Pod Security level, or change spec.template.",
+        fatal=True,
+    )
+
+
+def kernels_failure(pod: Json, kernels: Kernels | None) -> Failure | None:
+    """Why an engine that was asked for fused kernels gets no requests, None where it may.
+
+    Args:
+        pod: the engine's.
+        kernels: what it says of them, None where it says nothing.
+    """
+    if kernels is None or kernels.active:
+        return None
+    return Failure(
+        place_of(pod),
+        "KernelsInactive",
+        f"The engine does not run the fused kernels that spec.engine.kernels asks for: "
+        f"{kernels.why_not}. Use an engine image with Assay's plugin and let SGLANG_PLUGINS name "
+        "it, or set spec.engine.kernels to stock.",
         fatal=True,
     )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
+from assay_operator.inference.kernels import Kernels
 from assay_operator.plan import Json, Ref
 
 ENGINE_PORT = 30000
@@ -21,13 +22,17 @@ class Probe:
 
     Attributes:
         version: the `weight_version` that /model_info reports, None where it did not answer.
-        generated: whether it answered a generation of one token since its container started.
+        generated: whether it answered a generation of one token since its container started. One
+            that does not run the kernels that it was asked to run is not asked for any.
         error: why one of them failed, in one line.
+        kernels: what it says of its fused kernels; None where nobody asked for them, or it has not
+            told yet.
     """
 
     version: str | None = None
     generated: bool = False
     error: str | None = None
+    kernels: Kernels | None = None
 
 
 @dataclass(frozen=True)

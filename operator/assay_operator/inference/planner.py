@@ -17,7 +17,7 @@ from assay_operator.api.meta import seconds
 from assay_operator.conditions import Verdict, refusal
 from assay_operator.config import OperatorConfig
 from assay_operator.inference import status as report
-from assay_operator.inference.children import desired
+from assay_operator.inference.children import TEMPLATE_ANNOTATION, desired, made_of
 from assay_operator.inference.memory import Memory, Notes, kept, recall, with_notes
 from assay_operator.inference.objects import (
     FINISH_SECONDS,
@@ -36,12 +36,13 @@ from assay_operator.inference.places import (
     overridden,
     provides,
 )
-from assay_operator.inference.profiles import EngineProfile, UnsupportedProfile, resolve
+from assay_operator.inference.profiles import EngineProfile, UnsupportedProfile, profile_of
 from assay_operator.inference.replicas import (
     Fleet,
     Membership,
     annotation,
     membership,
+    without_kernels,
 )
 from assay_operator.inference.results import JobResult
 from assay_operator.inference.rollout import step
@@ -76,12 +77,7 @@ def plan(observation: Observation, config: OperatorConfig, now: datetime) -> Pla
     """
     try:
         spec = InferenceServiceSpec.model_validate(observation.service["spec"])
-        profile = resolve(
-            spec.engine.profile,
-            spec.engine.accelerator,
-            spec.engine.tuning,
-            spec.engine.parallelism,
-        )
+        profile = profile_of(spec.engine)
     except (ValidationError, UnsupportedProfile) as error:
         return _refused(observation, refusal(error), now)
     memory = recall(observation.service.get("status") or {})
@@ -158,7 +154,7 @@ class _Planner:
                     pointer=made.pointer,
                     workers=document,
                     surge=made.surge,
-                    halted=made.halted,
+                    halted=made.halted or self._is_spoilt(template),
                 ),
                 *trial_objects(
                     trial,
@@ -227,6 +223,12 @@ class _Planner:
             self.identity, self.spec, self.profile, self.config, version=version, layout=layout
         )
 
+    def _is_spoilt(self, template: Json) -> bool:
+        """Whether pods of this very template lack their kernels. The kubelet finds them ready, so
+        that the Deployment would put more of them in the place of those that serve."""
+        lacking = without_kernels(self.observation)
+        return made_of(template) in {annotation(pod, TEMPLATE_ANNOTATION) for pod in lacking}
+
     def _free(self) -> frozenset[str]:
         """The places where overrides mount volumes of their own."""
         kind = self.spec.engine.accelerator.partition("-")[0]
@@ -274,6 +276,7 @@ class _Planner:
             served=tuple(sorted(served)),
             routable=len(group.routable),
             score=self._score(made.served, notes),
+            kernels=self.profile.kernels,
         )
 
     def _notes(

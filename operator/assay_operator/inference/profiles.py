@@ -16,13 +16,21 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from assay_operator.api.engine import Accelerator, Parallelism, Profile, Tuning
+from assay_operator.api.engine import (
+    Accelerator,
+    Engine,
+    Kernels,
+    Parallelism,
+    Profile,
+    Tuning,
+)
+from assay_operator.inference.kernels import KERNELS_VARIABLE
 
 _Key = tuple[str, str, str]
 
 
 class UnsupportedProfile(ValueError):
-    """There is no such profile, or it does not go with the parallelism that the spec asks for."""
+    """There is no such profile, or it does not go with what else the spec asks for."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,7 @@ class EngineProfile:
         args: SGLang's arguments, parallelism included.
         env: environment of the engine's container.
         parallelism: how the engine is spread: the spec's wish, or else the row's default.
+        kernels: which kernels it runs: the spec's wish, or else the accelerator's default.
         resource: the name of the GPU resource, or None on CPUs.
         gpus: how many of them one engine takes.
         products: the GPU products (node label nvidia.com/gpu.product) that do; empty: any.
@@ -44,6 +53,7 @@ class EngineProfile:
     args: tuple[str, ...]
     env: Mapping[str, str]
     parallelism: Parallelism
+    kernels: Kernels
     resource: str | None
     gpus: int
     products: tuple[str, ...]
@@ -71,6 +81,8 @@ class _Accelerator(_TableModel):
     resource: str | None
     gpusPerNode: int  # noqa: N815
     products: tuple[str, ...]
+    kernels: Kernels
+    deterministic: bool
     args: tuple[str, ...]
     env: dict[str, str]
     requests: _Requests
@@ -96,6 +108,7 @@ class _Family(_TableModel):
 
     rows: tuple[_Row, ...] = Field(min_length=1)
     args: tuple[str, ...] = ()
+    deterministic: bool = True
 
     @model_validator(mode="after")
     def _rows_do_not_overlap(self) -> _Family:
@@ -150,8 +163,30 @@ def rows() -> tuple[_Key, ...]:
     return tuple(_rows())
 
 
+def profile_of(engine: Engine) -> EngineProfile:
+    """The profile of an engine as a spec asks for it.
+
+    Raises:
+        UnsupportedProfile: see `resolve`.
+    """
+    return resolve(
+        engine.profile,
+        engine.accelerator,
+        engine.tuning,
+        engine.parallelism,
+        kernels=engine.kernels,
+        deterministic=engine.deterministic,
+    )
+
+
 def resolve(
-    profile: str, accelerator: str, tuning: str, parallelism: Parallelism | None
+    profile: str,
+    accelerator: str,
+    tuning: str,
+    parallelism: Parallelism | None,
+    *,
+    kernels: Kernels | None = None,
+    deterministic: bool = False,
 ) -> EngineProfile:
     """Look a profile up and render it for one engine.
 
@@ -160,10 +195,12 @@ def resolve(
         accelerator: spec.engine.accelerator.
         tuning: spec.engine.tuning.
         parallelism: spec.engine.parallelism; None for the row's default.
+        kernels: spec.engine.kernels; None for the accelerator's default.
+        deterministic: spec.engine.deterministic.
 
     Raises:
-        UnsupportedProfile: there is no such row, or the parallelism does not go with it; the
-            message names what there is.
+        UnsupportedProfile: there is no such row, or parallelism or deterministic do not go with
+            it; the message names what there is.
     """
     row = _rows().get((profile, accelerator, tuning))
     if row is None:
@@ -172,12 +209,30 @@ def resolve(
     hardware = table.accelerators[accelerator]  # type: ignore[index]  # the row has it
     spread = parallelism or row.parallelism
     _check_parallelism(spread, row, hardware, accelerator)
-    gpus = _processes(spread, row) if hardware.resource else 0
     family = table.families[profile]  # type: ignore[index]
+    if deterministic:
+        _check_deterministic(family, hardware, profile, accelerator)
+    chosen = kernels or hardware.kernels
+    gpus = _processes(spread, row) if hardware.resource else 0
     return EngineProfile(
-        args=(*hardware.args, *family.args, *row.args, *_parallel_arguments(spread, row)),
-        env=MappingProxyType({**table.env, **hardware.env, **row.env}),
+        args=(
+            *hardware.args,
+            *family.args,
+            *row.args,
+            *_parallel_arguments(spread, row),
+            *(["--enable-deterministic-inference"] if deterministic else []),
+        ),
+        env=MappingProxyType(
+            {
+                **table.env,
+                **hardware.env,
+                **row.env,
+                KERNELS_VARIABLE: chosen,
+                "ASSAY_DETERMINISTIC": str(int(deterministic)),
+            }
+        ),
         parallelism=spread,
+        kernels=chosen,
         resource=hardware.resource,
         gpus=gpus,
         products=hardware.products,
@@ -205,6 +260,21 @@ def _parallel_arguments(spread: Parallelism, row: _Row) -> Iterator[str]:
         ("--ep-size", spread.expert),
     )
     return (f"{flag}={size}" for flag, size in sizes if size != 1)
+
+
+def _check_deterministic(
+    family: _Family, hardware: _Accelerator, profile: str, accelerator: str
+) -> None:
+    """Refuse a mode that SGLang would refuse only when the pod runs."""
+    where, remedy = f"for {profile}", "spec.engine.profile"
+    if not hardware.deterministic:
+        where, remedy = f"on {accelerator}", "spec.engine.accelerator"
+    elif family.deterministic:
+        return
+    raise UnsupportedProfile(
+        f"spec.engine.deterministic: SGLang has no deterministic mode {where}; take it away, or "
+        f"choose another {remedy}."
+    )
 
 
 def _check_parallelism(

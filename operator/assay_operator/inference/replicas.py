@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from assay_operator.inference.failures import Failure, pod_failure
+from assay_operator.inference.failures import Failure, kernels_failure, pod_failure
 from assay_operator.inference.objects import VERSION_ANNOTATION, WORKERS_FILE, Identity
 from assay_operator.inference.observation import (
     Observation,
@@ -83,14 +83,28 @@ class Fleet:
 
 
 def probe_failure(pod: Json, probe: Probe | None) -> Failure | None:
-    """What is wrong with an engine that the kubelet finds ready and that does not generate."""
-    if not probe or not probe.error or not is_ready(pod):
+    """What is wrong with an engine that the kubelet finds ready and that gets no requests."""
+    if not probe or not is_ready(pod):
+        return None
+    if inactive := kernels_failure(pod, probe.kernels):
+        return inactive
+    if not probe.error:
         return None
     return Failure(
         f"pod/{pod['metadata']['name']}",
         "ProbeFailed",
-        f"The engine is up and failed the generation probe: {probe.error}. See `kubectl logs`.",
+        f"The engine is up and failed a probe: {probe.error}. See `kubectl logs`.",
         fatal=False,
+    )
+
+
+def without_kernels(observation: Observation) -> tuple[Json, ...]:
+    """The engine pods that are to stay and do not run the kernels that they were asked to run."""
+    probes = ((pod, observation.probes.get(pod["metadata"]["uid"])) for pod in observation.engines)
+    return tuple(
+        pod
+        for pod, probe in probes
+        if probe and probe.kernels and not probe.kernels.active and not is_terminating(pod)
     )
 
 

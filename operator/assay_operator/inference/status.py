@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+from assay_operator.api.engine import Kernels
 from assay_operator.api.inference_service import InferenceServiceSpec
 from assay_operator.conditions import Verdict, by_type, conditions, last_failure
 from assay_operator.inference.failures import (
     Failure,
     deployment_failure,
     first_failure,
+    place_of,
     pod_failure,
 )
+from assay_operator.inference.kernels import asks_for_fused
 from assay_operator.inference.memory import as_status
 from assay_operator.inference.objects import Identity
 from assay_operator.inference.observation import Observation, is_ready, is_terminating
@@ -38,6 +41,7 @@ class Facts:
         served: the versions that routable replicas serve.
         routable: how many replicas are routable.
         score: of the weights that are served, as far as one is known.
+        kernels: that engines shall run.
     """
 
     identity: Identity
@@ -50,6 +54,7 @@ class Facts:
     served: tuple[str, ...]
     routable: int
     score: float | None
+    kernels: Kernels
 
     @property
     def version(self) -> str:
@@ -72,6 +77,8 @@ def status(observation: Observation, facts: Facts, now: datetime) -> Json:
         "Target": facts.target,
         "RolledOut": _rolled_out(facts),
     }
+    if facts.kernels == "fused":
+        verdicts["KernelsActive"] = _kernels_active(observation)
     wanted = facts.spec.replicas
     checkpoint = facts.version if facts.version in facts.served else ", ".join(facts.served)
     served = facts.step.served
@@ -243,6 +250,27 @@ def _rolled_out(facts: Facts) -> Verdict:
             told = f"{who(rollout.serves)} is served. The latest change: {told}"
         return Verdict(True, "Served", told)
     return Verdict(False, rollout.reason or "NotTried", rollout.message)
+
+
+def _kernels_active(observation: Observation) -> Verdict:
+    """Whether the engines that were asked for fused kernels run them."""
+    asked = [pod for pod in observation.engines if not is_terminating(pod) and asks_for_fused(pod)]
+    told = [
+        (pod, probe.kernels)
+        for pod in asked
+        if (probe := observation.probes.get(pod["metadata"]["uid"])) and probe.kernels
+    ]
+    for pod, kernels in told:
+        if not kernels.active:
+            return Verdict(False, "KernelsInactive", f"{place_of(pod)}: {kernels.why_not}.")
+    if not told:
+        return Verdict(None, "Starting", "No engine has told yet.")
+    ops = sorted({op for _, kernels in told for op in kernels.ops})
+    releases = sorted({kernels.release for _, kernels in told})
+    message = f"{len(told)} of {len(asked)} engines run {', '.join(ops)} ({'; '.join(releases)})."
+    if not all(kernels.hardened for _, kernels in told):
+        message += " Requests that would end an engine are not refused."
+    return Verdict(True, "Fused", message)
 
 
 def events(old: Json, new: Json) -> tuple[Event, ...]:

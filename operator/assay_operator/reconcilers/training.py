@@ -8,6 +8,7 @@ from datetime import datetime
 from assay_operator.checkpoints.observation import digests_of
 from assay_operator.cluster.topics import Topic
 from assay_operator.cluster.view import Key
+from assay_operator.inference.observation import is_ready
 from assay_operator.plan import Json, Plan
 from assay_operator.reconcilers.shell import Decide, Shell, of_component
 from assay_operator.sglang.reach import ProbeError, Question
@@ -31,10 +32,12 @@ class Jobs:
     async def look(self, key: Key, owner: Json) -> Decide:
         """See Kind."""
         shell = self._shell
-        asked = to_ask(of_component(shell.view.pods(key), "trainer"))
-        found, said = await asyncio.gather(
+        pods = shell.view.pods(key)
+        asked = to_ask(of_component(pods, "trainer"))
+        found, said, kernels = await asyncio.gather(
             shell.lookups.find(key.namespace, looked_up(owner)),
             asyncio.gather(*map(self._ask, asked)),
+            shell.sglang.kernels(filter(is_ready, of_component(pods, "engine"))),
         )
         answers = {pod["metadata"]["uid"]: answer for pod, answer in zip(asked, said, strict=True)}
 
@@ -47,6 +50,7 @@ class Jobs:
                 trainers=of_component(pods, "trainer"),
                 engines=of_component(pods, "engine"),
                 answers=answers,
+                kernels=kernels,
                 found=found,
                 checkpoints=checkpoints,
                 pinned=self._pinned(key, checkpoints),

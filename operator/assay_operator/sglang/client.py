@@ -6,10 +6,17 @@ import asyncio
 import math
 import time
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from assay_operator.inference.kernels import (
+    KERNELS_PATH,
+    Kernels,
+    asks_for_fused,
+    not_there,
+    read_kernels,
+)
 from assay_operator.inference.observation import ENGINE_PORT, METRICS_PORT, Probe
 from assay_operator.plan import Json
 from assay_operator.sglang.reach import ProbeError, Question, Reach
@@ -20,6 +27,9 @@ GENERATE_SECONDS = 10.0
 LIVING_SECONDS = 30.0
 """Longer than the 20 s after which SGLang itself gives an answer up."""
 LIVING_INTERVAL = 20.0
+INACTIVE_INTERVAL = 20.0
+"""How often an engine without its fused kernels is asked again: what it says of one start changes
+at most while its processes come up."""
 HANGING_AFTER = 2
 """Looks in a row without a token until an engine counts as hanging: one may be a long prefill."""
 
@@ -36,6 +46,9 @@ _GENERATION = Question(
 # Answers once the scheduler has produced anything, for others or for this question: a busy engine
 # passes, one whose scheduler hangs does not, though its /health still answers.
 _LIVING = Question(ENGINE_PORT, "/health_generate", LIVING_SECONDS)
+# As text: whatever is no answer of the plugin's says that it is not there, and not that the engine
+# is silent.
+_KERNELS = Question(ENGINE_PORT, KERNELS_PATH, text=True)
 # What the router lists is read from its metrics: its /workers is closed to everybody, us included,
 # since whoever may ask there may also change the list.
 _HEALTH = Question(METRICS_PORT, "/metrics", text=True)
@@ -76,12 +89,26 @@ class Life:
             self.look.cancel()
 
 
+@dataclass(frozen=True)
+class Told:
+    """What an engine told of its kernels in one start, and when, in monotonic seconds."""
+
+    start: int
+    time: float
+    kernels: Kernels
+
+
 class SGLang:
-    """Probes engines and lists what routers know. A generation that succeeded is remembered."""
+    """Probes engines and lists what routers know.
+
+    A generation that succeeded is remembered, and so is what an engine tells of its kernels: it
+    cannot change before the next start.
+    """
 
     def __init__(self, reach: Reach) -> None:
         self._reach = reach
         self._lives: dict[str, Life] = {}
+        self._told: dict[str, Told] = {}
 
     async def probes(self, engines: Iterable[Json], busy: Collection[str] = ()) -> dict[str, Probe]:
         """What each engine answers, by the uid of its pod; all are asked at once.
@@ -97,6 +124,13 @@ class SGLang:
         )
         return {pod["metadata"]["uid"]: probe for pod, probe in zip(pods, answers, strict=True)}
 
+    async def kernels(self, engines: Iterable[Json]) -> dict[str, Kernels]:
+        """What those say that were asked for fused kernels and answer, by the uid of the pod."""
+        pods = [pod for pod in engines if asks_for_fused(pod)]
+        answers = await asyncio.gather(*map(self._kernels_of, pods))
+        found = zip(pods, answers, strict=True)
+        return {pod["metadata"]["uid"]: kernels for pod, kernels in found if kernels}
+
     async def listings(self, routers: Iterable[Json]) -> dict[str, Listing | None]:
         """The workers that each router lists, by the uid of its pod."""
         pods = list(routers)
@@ -104,15 +138,17 @@ class SGLang:
         return {pod["metadata"]["uid"]: found for pod, found in zip(pods, answers, strict=True)}
 
     async def probe(self, engine: Json, busy: bool = False) -> Probe:
-        """What one engine serves, and whether it can generate.
+        """What one engine serves, whether it runs its kernels, and whether it can generate.
 
         One token is generated once for each start of its container and version of its weights;
-        from then on it is only asked whether it still produces any.
+        from then on it is only asked whether it still produces any. Kernels are asked for once a
+        start, and again as long as they are not active.
         """
+        told = self._known_kernels(engine)
         try:
             info = await self._reach.ask(engine, _MODEL_INFO_SOON if busy else MODEL_INFO)
         except ProbeError as error:
-            return Probe(error=str(error))
+            return Probe(error=str(error), kernels=told)
         version = info.get("weight_version") if isinstance(info, dict) else None
         if not isinstance(version, str):
             return Probe(error="/model_info: there is no weight_version in the answer")
@@ -120,8 +156,45 @@ class SGLang:
         life = self._lives.get(engine["metadata"]["uid"])
         known = life if life and life.running == running else None
         if busy:
-            return Probe(version, generated=known is not None)
-        return self._living(engine, known) if known else await self._begin(engine, running)
+            return Probe(version, generated=known is not None, kernels=told)
+        try:
+            told = await self._ask_kernels(engine) if asks_for_fused(engine) else None
+        except ProbeError as error:
+            # It may well run them: silence is no reason to take it out of service.
+            return Probe(error=str(error), kernels=told)
+        if told and not told.active:
+            return Probe(version, kernels=told)
+        made = self._living(engine, known) if known else await self._begin(engine, running)
+        return replace(made, kernels=told)
+
+    def _known_kernels(self, engine: Json) -> Kernels | None:
+        """What it told since its last start."""
+        told = self._told.get(engine["metadata"]["uid"])
+        return told.kernels if told and told.start == restarts(engine) else None
+
+    async def _kernels_of(self, engine: Json) -> Kernels | None:
+        try:
+            return await self._ask_kernels(engine)
+        except ProbeError:
+            return None
+
+    async def _ask_kernels(self, engine: Json) -> Kernels:
+        """What an engine says of its kernels, from memory where that cannot have changed.
+
+        Raises:
+            ProbeError: it says nothing at all.
+        """
+        uid, now, known = engine["metadata"]["uid"], time.monotonic(), self._known_kernels(engine)
+        if known and (known.active or now - self._told[uid].time < INACTIVE_INTERVAL):
+            return known
+        try:
+            found = read_kernels(await self._reach.ask(engine, _KERNELS))
+        except ProbeError as error:
+            if not 400 <= error.status < 500:
+                raise
+            found = not_there(str(error))
+        self._told[uid] = Told(restarts(engine), now, found)
+        return found
 
     async def _begin(self, engine: Json, running: tuple[int, str]) -> Probe:
         """Asks for the first token of a life."""
@@ -132,7 +205,7 @@ class SGLang:
                 return Probe(version, error="/generate: there is no meta_info in the answer")
         except ProbeError as error:
             return Probe(version, error=str(error))
-        self.forget(uid)
+        self._end(uid)
         self._lives[uid] = Life(running)
         return Probe(version, generated=True)
 
@@ -164,7 +237,12 @@ class SGLang:
             return None
 
     def forget(self, pod_uid: str) -> None:
-        """A pod, or the life that its engine had, is gone."""
+        """A pod is gone."""
+        self._told.pop(pod_uid, None)
+        self._end(pod_uid)
+
+    def _end(self, pod_uid: str) -> None:
+        """The life that an engine had is over."""
         if life := self._lives.pop(pod_uid, None):
             life.end()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -11,10 +11,12 @@ from assay_operator.inference.failures import (
     Failure,
     container_status,
     first_failure,
+    kernels_failure,
     place_of,
     pod_failure,
     short,
 )
+from assay_operator.inference.kernels import Kernels
 from assay_operator.inference.observation import condition_of, parse_time
 from assay_operator.plan import Json
 from assay_operator.training.gang import DISRUPTED, Trouble
@@ -118,9 +120,20 @@ class PodFailure:
         )
 
 
-def engine_failure(pods: Iterable[Json], now: datetime) -> Failure | None:
-    """The most telling of what is wrong with the job's engines."""
-    found = first_failure(pod_failure(pod, "engine", now) for pod in pods)
+def engine_failure(
+    pods: Iterable[Json], kernels: Mapping[str, Kernels], now: datetime
+) -> Failure | None:
+    """The most telling of what is wrong with the job's engines.
+
+    Args:
+        pods: of the engines.
+        kernels: by uid of the pod, what it says of them.
+        now: the time.
+    """
+    found = first_failure(
+        pod_failure(pod, "engine", now) or kernels_failure(pod, kernels.get(pod["metadata"]["uid"]))
+        for pod in pods
+    )
     return _in_words_of(found, _OF_ENGINES) if found else None
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from assay_operator.inference.failures import Failure
+from assay_operator.inference.kernels import asks_for_fused
 from assay_operator.inference.observation import (
     condition_of,
     is_ready,
@@ -49,7 +50,7 @@ class Look:
         answered: whether it answered; None where it was not asked.
         words: its last words.
         failure: what is wrong with trainer pods.
-        engines: how many are ready.
+        engines: how many are ready and run the kernels that they were asked to run.
         engine_failure: what is wrong with engines.
     """
 
@@ -106,9 +107,16 @@ def look(observation: Observation, known: int, now: datetime) -> Look:
         answered=None if said is None else isinstance(said, Progress),
         words=last_words(first),
         failure=gang_failure(ours, now),
-        engines=sum(is_ready(pod) for pod in observation.engines),
-        engine_failure=engine_failure(observation.engines, now),
+        engines=sum(_is_up(pod, observation) for pod in observation.engines),
+        engine_failure=engine_failure(observation.engines, observation.kernels, now),
     )
+
+
+def _is_up(engine: Json, observation: Observation) -> bool:
+    if not is_ready(engine):
+        return False
+    kernels = observation.kernels.get(engine["metadata"]["uid"])
+    return not asks_for_fused(engine) or (kernels is not None and kernels.active)
 
 
 def seen(found: Look, digests: Iterable[str], steps: int, made_of: str) -> Seen:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from assay_operator.inference.kernels import Kernels
 from assay_operator.inference.observation import is_terminating, labels_of
 from assay_operator.plan import Json, Ref
 from assay_operator.training.jobfile import STATUS_PORT
@@ -38,6 +39,8 @@ class Observation:
         trainers: its trainer pods of every generation, raw, terminating ones included.
         engines: its engine pods, raw, terminating ones included.
         answers: by uid of the pod, for those of `to_ask`; one that was not asked is absent.
+        kernels: by uid of the engine pod, what it says of the fused kernels that it was asked to
+            run; one that is not ready, says nothing or was not asked to is absent.
         found: the objects of the user's that the spec names (`planner.looked_up`), None where there
             is none; what could not be looked up is absent.
         checkpoints: the Checkpoints of its namespace, of whichever origin.
@@ -50,6 +53,7 @@ class Observation:
     trainers: tuple[Json, ...] = ()
     engines: tuple[Json, ...] = ()
     answers: Mapping[str, TrainerAnswer] = field(default_factory=dict)
+    kernels: Mapping[str, Kernels] = field(default_factory=dict)
     found: Mapping[Ref, Json | None] = field(default_factory=dict)
     checkpoints: tuple[Json, ...] = ()
     pinned: frozenset[str] = frozenset()

@@ -16,7 +16,7 @@ from assay_operator.conditions import Verdict, refusal
 from assay_operator.config import OperatorConfig
 from assay_operator.inference.objects import fingerprint, parse_source
 from assay_operator.inference.observation import has_key, is_terminating
-from assay_operator.inference.profiles import EngineProfile, UnsupportedProfile, resolve
+from assay_operator.inference.profiles import EngineProfile, UnsupportedProfile, profile_of
 from assay_operator.plan import Annotate, Json, Plan, Ref
 from assay_operator.training import status as report
 from assay_operator.training.checkpoints import Kept, checkpoints, pins
@@ -126,11 +126,10 @@ def plan(observation: Observation, config: OperatorConfig, now: datetime) -> Pla
     metadata = observation.job["metadata"]
     try:
         spec = VerifiedRLJobSpec.model_validate(observation.job["spec"])
-        engine = spec.rollout.engine
         wanted = _Wanted(
             JobIdentity(metadata["name"], metadata["namespace"]),
             spec,
-            resolve(engine.profile, engine.accelerator, engine.tuning, engine.parallelism),
+            profile_of(spec.rollout.engine),
             trainer_profile(spec),
             config,
         )
