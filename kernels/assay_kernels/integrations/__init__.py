@@ -1,0 +1,1 @@
+"""How the kernels get into other programs."""

@@ -1,0 +1,200 @@
+"""SGLang's plugin: fused kernels in the processes that run the model, hardening in the other.
+
+SGLang calls `install` in each of its processes (entry-point group `sglang.srt.plugins`, name
+`assay`). Environment:
+
+    ASSAY_KERNELS      fused or stock (default). With stock, SGLang computes as it always does.
+    ASSAY_KERNELS_DIR  where the processes of one engine publish what they installed; by default a
+                       folder among the temporary files, made by the process that starts first.
+
+Requests that would end the engine are refused with either. `GET /assay/kernels` says what is
+active: see `active.report`.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from assay_kernels.integrations import active
+from assay_kernels.integrations.active import HTTP, SCHEDULER, Engine, ProcessRecord
+from assay_kernels.integrations.gates import Calls, Installed, Patch, records
+
+KERNELS = "ASSAY_KERNELS"
+FOLDER = "ASSAY_KERNELS_DIR"
+KINDS = ("fused", "stock")
+ROUTE = "/assay/kernels"
+DISTRIBUTION = "assay"
+
+_ENTRIES = {
+    "run_scheduler_process": SCHEDULER,
+    "run_detokenizer_process": "detokenizer",
+    "run_data_parallel_controller_process": "controller",
+}
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Place:
+    """What this process is for.
+
+    Attributes:
+        role: http, scheduler, detokenizer or controller.
+        rank: of a scheduler; None elsewhere.
+    """
+
+    role: str
+    rank: Mapping[str, int] | None
+
+
+def install() -> None:
+    """SGLang calls this once in each process, before it imports models."""
+    place, folder, kernels = place_of_caller(), shared_folder(os.environ), wanted(os.environ)
+    if place.role == SCHEDULER:
+        ops = install_ops(kernels)
+        active.keep_writing(folder, lambda: _record(place, ops))
+    elif place.role == HTTP:
+        for stale in folder.glob("*.json"):
+            stale.unlink(missing_ok=True)
+        install_hardening(folder, kernels)
+
+
+def wanted(environment: Mapping[str, str]) -> str:
+    """Which kernels the engine was started with; stock where that is not one of the two."""
+    kernels = environment.get(KERNELS, "stock")
+    if kernels not in KINDS:
+        _log.error("%s=%s is none of %s: stock it is", KERNELS, kernels, ", ".join(KINDS))
+        return "stock"
+    return kernels
+
+
+def shared_folder(environment: os._Environ[str] | dict[str, str]) -> Path:
+    """The folder of the records; the first process makes it, and its children find it."""
+    if not environment.get(FOLDER):
+        environment[FOLDER] = tempfile.mkdtemp(prefix="assay-kernels-")
+    folder = Path(environment[FOLDER])
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def place_of_caller() -> Place:
+    """Which of SGLang's processes this is.
+
+    SGLang does not say so to a plugin, and a process gets its name and its ranks only later; but it
+    is the function that a process begins with which loads the plugins.
+    """
+    frame = sys._getframe()
+    while frame is not None:
+        role = _ENTRIES.get(frame.f_code.co_name)
+        if role == SCHEDULER:
+            ranks = {name: frame.f_locals.get(f"{name}_rank") for name in ("tp", "pp", "dp")}
+            return Place(role, {name: rank or 0 for name, rank in ranks.items()})
+        if role:
+            return Place(role, None)
+        frame = frame.f_back  # type: ignore[assignment]
+    return Place(HTTP, None)
+
+
+def install_ops(kernels: str) -> dict[str, Installed]:
+    """Puts the ops in, or notes why not."""
+    from sglang.srt.utils import is_cuda  # noqa: PLC0415 (only where SGLang is)
+
+    ops = known_ops(bool(is_cuda()))
+    for op in ops.values():
+        if kernels == "fused":
+            op.install(_version("sglang"), _register)
+        else:
+            op.refuse(f"the engine was started with {KERNELS}={kernels}")
+    return ops
+
+
+def known_ops(on_gpu: bool) -> dict[str, Installed]:
+    """All ops that SGLang has a place for, by name."""
+    from assay_kernels import registry  # noqa: PLC0415 (torch is slow to import)
+    from assay_kernels.integrations import sglang_layers, sglang_sampler  # noqa: PLC0415
+
+    forward = "forward_cuda" if on_gpu else "forward_native"
+    places: dict[str, Callable[[Calls], list[Patch]]] = {
+        "matmul": sglang_layers.matmul,
+        "qk_norm_rope": lambda calls: [sglang_layers.qk_norm_rope(calls)],
+        "rms_norm": lambda calls: [sglang_layers.rms_norm(calls, forward)],
+        "sampler": lambda calls: [sglang_sampler.sampler(calls)],
+        "silu_mul": lambda calls: [sglang_layers.silu_mul(calls, forward)],
+    }
+    found = {}
+    for name, op in registry.ops().items():
+        if name in places:
+            calls = Calls()
+            obstacle = functools.partial(_obstacle, op) if on_gpu else lambda: None
+            found[name] = Installed(places[name](calls), calls, op.uses, obstacle)
+    return found
+
+
+def _obstacle(op: Any) -> str | None:
+    import torch  # noqa: PLC0415 (slow to import)
+
+    why_not: str | None = op.obstacle(torch.device("cuda"))
+    return why_not
+
+
+def install_hardening(folder: Path, kernels: str) -> None:
+    """Refuses what would end the engine, and says on a route which kernels are active."""
+    from sglang.srt.entrypoints.http_server import app  # noqa: PLC0415 (only where SGLang is)
+
+    from assay_kernels.integrations import sglang_requests  # noqa: PLC0415
+    from assay_kernels.registry import Uses  # noqa: PLC0415
+
+    hardening = Installed(sglang_requests.patches(), Calls(), lambda: Uses(0, {}), known=())
+    hardening.install(_version("sglang"), _register)
+
+    async def answer() -> dict[str, Any]:
+        engine = Engine(
+            plugin=_version(DISTRIBUTION),
+            sglang=_version("sglang"),
+            kernels=kernels,
+            hardened=not hardening.why_not(),
+            schedulers=schedulers(),
+        )
+        own = _record(Place(HTTP, None), {})
+        return active.report(engine, [own, *active.read(folder)])
+
+    app.add_api_route(ROUTE, answer, methods=["GET"])
+
+
+def schedulers() -> int:
+    """How many scheduler processes this host's part of the engine has."""
+    from sglang.srt.entrypoints import http_server  # noqa: PLC0415 (only where SGLang is)
+
+    state = http_server._global_state
+    if state is None:
+        return 1
+    arguments = state.tokenizer_manager.server_args
+    ranks = int(arguments.tp_size) * int(arguments.pp_size)
+    if not getattr(arguments, "enable_dp_attention", False):
+        ranks *= int(arguments.dp_size)
+    return max(1, ranks // int(arguments.nnodes))
+
+
+def _record(place: Place, ops: Mapping[str, Installed]) -> ProcessRecord:
+    return ProcessRecord(os.getpid(), place.role, place.rank, records(ops))
+
+
+def _register(target: str, around: Callable[..., Any]) -> None:
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType  # noqa: PLC0415
+
+    HookRegistry.register(target, around, HookType.AROUND)
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,120 @@
+"""Puts `hardening` before SGLang's handling of requests, in the process that serves HTTP.
+
+Three places see every request, whatever endpoint it came to: where its shape is worked out, where a
+prompt is checked, and where it is made ready for the process that runs the model. That process
+decodes what it gets by declared types and ends where one is wrong; so the last hook decodes first.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from assay_kernels.integrations import hardening
+from assay_kernels.integrations.gates import Patch, Signature, resolve
+from assay_kernels.integrations.hardening import Limits, Refused
+
+_log = logging.getLogger(__name__)
+_MANAGERS = "sglang.srt.managers"
+_OPAQUE = ("mm_inputs", "positional_embed_overrides", "time_stats")
+"""Fields that travel pickled: they are made by SGLang, not by whoever sent the request."""
+_WRONG_KINDS = (TypeError, AttributeError, KeyError, IndexError, OverflowError, RecursionError)
+
+
+def patches() -> list[Patch]:
+    """All hooks."""
+    manager = f"{_MANAGERS}.tokenizer_manager.TokenizerManager"
+    return [
+        Patch(
+            f"{_MANAGERS}.io_struct.GenerateReqInput.normalize_batch_and_arguments",
+            Signature(("self",)),
+            normalize,
+        ),
+        Patch(
+            f"{manager}._validate_one_request", Signature(("self", "obj", "input_ids")), validate
+        ),
+        Patch(
+            f"{manager}._create_tokenized_object",
+            Signature(
+                (*("self", "obj", "input_text", "input_ids", "input_embeds"), "mm_inputs"),
+                ("token_type_ids",),
+            ),
+            create,
+        ),
+    ]
+
+
+def normalize(original: Callable[..., Any], self: Any) -> Any:
+    """Around the step that works out how many prompts and samples there are."""
+    # Internal: SGLang sets it later, for outputs of several HTTP processes.
+    if getattr(self, "http_worker_ipc", None) is not None:
+        raise Refused("http_worker_ipc is not for requests")
+    hardening.check_shape(self.text, self.input_ids, self.sampling_params)
+    return _plainly(original, self)
+
+
+def validate(original: Callable[..., Any], self: Any, obj: Any, input_ids: Any) -> Any:
+    """Around the check of one prompt's length."""
+    limits = limits_of(self)
+    hardening.check_tokens(obj.input_ids, limits)
+    if obj.input_ids is None and not obj.contains_mm_input():
+        hardening.check_tokens(input_ids, limits)
+    length = 0 if input_ids is None else len(input_ids)
+    for name in ("multi_item_delimiter_indices", "token_indices_to_pool"):
+        hardening.check_places(getattr(obj, name, None), length, name)
+    _check_embeddings(self, obj)
+    if hasattr(obj, "logprob_start_len"):
+        hardening.check_log_probs(obj.logprob_start_len, obj.top_logprobs_num, limits)
+    hardening.check_sampling(obj.sampling_params or {}, limits)
+    return _plainly(original, self, obj, input_ids)
+
+
+def create(original: Callable[..., Any], self: Any, *arguments: Any, **named: Any) -> Any:
+    """Around the step that makes a request ready for the process that runs the model."""
+    made = _plainly(original, self, *arguments, **named)
+    codec = resolve(f"{_MANAGERS}.io_struct")
+    empty = {name: None for name in _OPAQUE if hasattr(made, name)}
+    try:
+        codec.msgpack_decode(codec.msgpack_encode(msgspec.structs.replace(made, **empty)))
+    except (msgspec.MsgspecError, TypeError, OverflowError) as error:
+        raise Refused(f"a field of the request is of a wrong kind: {error}") from error
+    return made
+
+
+def limits_of(manager: Any) -> Limits:
+    """What the engine behind a TokenizerManager can take."""
+    arguments = manager.server_args
+    return Limits(
+        vocabulary=manager.model_config.vocab_size,
+        context=manager.context_len,
+        seeded=bool(getattr(arguments, "enable_deterministic_inference", False)),
+    )
+
+
+def _check_embeddings(manager: Any, obj: Any) -> None:
+    overrides = getattr(obj, "positional_embed_overrides", None)
+    if overrides is not None and type(overrides).__name__ != "PositionalEmbeds":
+        raise Refused("positional_embed_overrides is not for requests")
+    rows = getattr(obj, "input_embeds", None)
+    if rows is None:
+        return
+    width = manager.model_config.hidden_size
+    if not isinstance(rows, list) or not rows:
+        raise Refused("input_embeds must be a list of rows")
+    for row in rows:
+        if not isinstance(row, list) or len(row) != width:
+            raise Refused(f"input_embeds must have rows of {width} numbers")
+        if not all(isinstance(x, int | float) and abs(x) < hardening.LARGEST for x in row):
+            raise Refused("input_embeds must have finite numbers")
+
+
+def _plainly(original: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """Calls SGLang's own code; what it trips over in a request becomes a refusal."""
+    try:
+        return original(*arguments, **named)
+    except _WRONG_KINDS as error:
+        _log.warning("a request was refused", exc_info=True)
+        raise Refused(f"the request cannot be read: {type(error).__name__}: {error}") from error
