@@ -11,7 +11,7 @@ from torch import Tensor
 
 from assay_kernels.registry import Uses
 from assay_kernels.sampler import reference
-from assay_kernels.sampler.op import OP
+from assay_kernels.sampler.op import OP, score
 from tests.kernels.draws import draw, same
 from tests.kernels.heads import DEVICE
 
@@ -246,3 +246,44 @@ def test_what_does_not_fit_is_refused_by_name(
 def test_torch_knows_its_shapes() -> None:
     requests = draw(2, 40).asking(top_ks=3)
     torch.library.opcheck(torch.ops.assay_kernels.sample.default, requests.arguments())
+
+
+# Given tokens
+
+
+@pytest.mark.parametrize("vocabulary", [1, 129, 40_001])
+def test_a_given_token_has_the_log_prob_that_it_has_where_it_is_drawn_to_the_last_bit(
+    vocabulary: int,
+) -> None:
+    requests = draw(5, vocabulary).asking(top_ks=[1, 5, 40, 0, 7])
+    drawn = requests.drawn()
+    before = OP.uses().fused
+    said = score(requests.logits, requests.temperatures, drawn.tokens)
+    assert OP.uses().fused == before + 1
+    assert torch.equal(said.log_probs, drawn.log_probs)
+    for i in range(5):
+        alone = score(*(x[i : i + 1] for x in (*requests.arguments()[:2], drawn.tokens)))  # type: ignore[index]
+        assert torch.equal(alone.log_probs, said.log_probs[i : i + 1])
+
+
+def test_given_tokens_are_scored_as_by_log_softmax() -> None:
+    requests = draw(6, 3_000)
+    tokens = torch.tensor([0, 2_999, 17, 5, 1_000, 1], device=DEVICE)
+    scaled = requests.logits.double() / requests.temperatures.double()[:, None]
+    true = scaled.log_softmax(-1).gather(-1, tokens[:, None]).squeeze(-1)
+    said = score(requests.logits, requests.temperatures, tokens)
+    assert torch.allclose(said.log_probs.double(), true, rtol=1e-5, atol=1e-5)
+    sums = scaled.logsumexp(-1)
+    assert torch.allclose(said.log_sum_exps.double(), sums, rtol=1e-5, atol=1e-5)
+    exact = score(requests.logits.double(), requests.temperatures, tokens)
+    assert torch.allclose(exact.log_probs, true, rtol=1e-12)
+
+
+def test_a_given_token_that_is_none_or_in_a_row_of_nothing_has_no_log_prob() -> None:
+    logits = torch.zeros(4, 20, device=DEVICE)
+    logits[3] = -INF
+    tokens = torch.tensor([-1, 20, 3, 3], device=DEVICE)
+    for kind in (torch.float32, torch.float64):
+        said = score(logits.to(kind), torch.ones(4, device=DEVICE), tokens)
+        assert said.log_probs.isnan().tolist() == [True, True, False, True]
+    assert score(logits[:0], torch.ones(0, device=DEVICE), tokens[:0]).log_probs.shape == (0,)

@@ -25,28 +25,14 @@ from assay_trainer.packing import layout
 from assay_trainer.processes import World
 from assay_trainer.schedule import rate
 from assay_trainer.snapshot import StateError
+from tests.trainer.learners import OBJECTIVES, apart, first_gradients
 from tests.trainer.models import batch, job, policy
-
-BETA = 0.9
-"""The job's first, so that AdamW's first moment tells the first gradient."""
-
 
 def learner(seed: int = 1, folder: Path | None = None, **changes: Any) -> Learner:
     """One with a tiny model of that seed, and another one as its reference."""
     made = job(folder, **changes)
     reference = policy(seed=5) if made.algorithm.kl.coef else None
     return Learner(made, World(), policy(seed=seed), reference)
-
-
-def first_gradients(made: Learner) -> dict[str, Tensor]:
-    state = made.state()
-    found = {n: t / (1 - BETA) for n, t in state.items() if n.startswith("exp_avg/")}
-    return {n.removeprefix("exp_avg/"): t for n, t in found.items()}
-
-
-def apart(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
-    assert one.keys() == other.keys()
-    return max(float((one[n] - other[n]).abs().max()) for n in one)
 
 
 def plain_gradients(made: Batch, **changes: Any) -> tuple[dict[str, Tensor], float]:
@@ -84,16 +70,6 @@ def plain_gradients(made: Batch, **changes: Any) -> tuple[dict[str, Tensor], flo
 
 
 MADE = batch(seed=1, groups=5, size=3, unjudged=2, same=1)
-
-OBJECTIVES: dict[str, dict[str, Any]] = {
-    "tokens": {},
-    "sequences": {"algorithm__average": "sequences"},
-    "gspo": {"algorithm__loss": "gspo"},
-    "cispo": {"algorithm__loss": "cispo"},
-    "divergence": {"algorithm__kl__coef": 0.1},
-    "entropy": {"algorithm__entropy": 0.05},
-}
-
 
 @pytest.mark.parametrize("changes", OBJECTIVES.values(), ids=list(OBJECTIVES))
 @pytest.mark.parametrize("budget", [4096, 40])

@@ -90,7 +90,7 @@ def packed_attention(
         raise ValueError(f"attention of this kind cannot be packed ({', '.join(wanted) or 'mask'})")
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     if layout.blocks:
-        out = _padded(q, k, v, layout, scale=scaling, window=sliding_window)
+        out = padded(q, k, v, layout, scale=scaling, window=sliding_window)
     else:
         out = _flash(q, k, v, layout, scale=scaling, window=sliding_window)
     return out[None], None
@@ -115,9 +115,10 @@ def _flash(
     )
 
 
-def _padded(
+def padded(
     q: Tensor, k: Tensor, v: Tensor, layout: Layout, *, scale: float | None, window: int | None
 ) -> Tensor:
+    """Attention of a layout with blocks: [T, heads, D] from q, and k and v of [T, key heads, D]."""
     repeats = q.shape[1] // k.shape[1]
     parts = []
     for block in layout.blocks:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -18,9 +19,9 @@ import torch
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
-from assay_trainer import snapshot
+from assay_trainer import kernels, snapshot
 from assay_trainer.algorithms.advantage import ADVANTAGES, statistics
-from assay_trainer.algorithms.loss import Packed, Totals, combine, policy_loss
+from assay_trainer.algorithms.loss import Loss, Packed, Totals, combine, policy_loss
 from assay_trainer.attention import needs_padding
 from assay_trainer.batch import Batch, Sample
 from assay_trainer.folder import write_model
@@ -60,6 +61,7 @@ class Learner:
 
         Raises:
             ValueError: the reference is missing.
+            KernelError: kernels are asked for that cannot run here, or not with this model.
         """
         if job.algorithm.kl.coef and reference is None:
             raise ValueError("algorithm.kl.coef is above 0, but there is no reference model")
@@ -67,20 +69,26 @@ class Learner:
         self.policy, self._reference = policy, reference
         self.updates = 0
         settings = job.trainer
+        self._way = kernels.way(settings, world.device)
+        self._counted = kernels.Counted(self._way)
+        self._policy_loss = policy_loss if self._way == "stock" else kernels.policy_loss
         half = settings.precision == "bf16"
         self._padded = needs_padding(world.device, torch.bfloat16 if half else torch.float32)
         self._sharded = world.size > 1
-        fused = half and world.device.type == "cuda"
+        # A compiler's order of summing is not the engine's.
+        compiled = half and world.device.type == "cuda" and self._way != "exact"
         for one in (policy, reference):
             if one is None:
                 continue
             if self._sharded:
-                if fused:
+                if compiled:
                     one.compile_layers()
                 shard(one, world, settings.precision)
             elif half:
-                one.run_in_half(fused)
+                one.run_in_half(compiled)
             one.to(world.device)
+            if self._way != "stock":
+                one.run_with_kernels(self._way)
         if reference is not None:
             reference.requires_grad_(False)
         if settings.activationCheckpointing:
@@ -108,7 +116,9 @@ class Learner:
 
         Raises:
             ModelError: a model cannot be loaded.
+            KernelError: kernels are asked for that cannot run here, or not with this model.
         """
+        kernels.way(job.trainer, world.device)  # Before anything is loaded.
         temperature, chunk = job.rollout.temperature, job.trainer.logProbChunk
         policy = load_policy(folder or job.model.path, temperature=temperature, chunk=chunk)
         reference = None
@@ -121,8 +131,8 @@ class Learner:
 
         Returns:
             Metrics: those of `policy_loss` and `statistics`, grad/norm, lr, tokens/trained (that
-            count), tokens/passed (of this process, through the model with a gradient),
-            seconds/train. Of several updates they are means, largest and smallest values, or sums.
+            count), tokens/passed (of this process, through the model with a gradient), with
+            kernels those of `kernels.Counted` (of this process), seconds/train. Of several updates they are means, largest and smallest values, or sums.
             Where nothing was judged there are only those of `statistics`, 0 tokens and the seconds.
 
         Raises:
@@ -148,7 +158,8 @@ class Learner:
             for some, part in zip(works, parts, strict=True)
         ]
         metrics = {name: float(value) for name, value in statistics(rewards, group, judged).items()}
-        return metrics | over_updates(told) | {"seconds/train": time.monotonic() - began}
+        metrics |= over_updates(told) | self._counted.told()
+        return metrics | {"seconds/train": time.monotonic() - began}
 
     def _works(
         self, samples: Sequence[Sample], share: Sequence[int], advantages: Sequence[float]
@@ -212,26 +223,43 @@ class Learner:
 
     def _pass(self, work: Work, counts: Totals) -> dict[str, Tensor]:
         """A pass's share of the update: gradients and metrics."""
-        algorithm = self._job.algorithm
         with torch.set_grad_enabled(work.learns):
-            predicted = self.policy(work.layout, "learned" if algorithm.entropy else "watched")
-            packed = Packed(
-                log_probs=predicted.log_probs,
-                sampler=work.sampler,
-                advantages=work.advantages,
-                sequence=work.layout.sequence,
-                mask=work.mask,
-                old=work.old,
-                reference=work.reference,
-                entropy=predicted.entropy,
-            )
-            loss = policy_loss(packed, algorithm, counts)
+            if self._way == "fused" and work.learns:
+                loss = self.policy(work.layout, use=self._folding(work, counts))
+            else:
+                loss = self._loss(work, counts)
         if work.learns:
             # FSDP averages over the processes, but their shares are to be added.
             (loss.value * self._world.size).backward()
         else:
             self._forget(self.policy)
         return loss.metrics
+
+    def _folding(self, work: Work, counts: Totals) -> Callable[[Tensor, Tensor], Loss]:
+        return partial(
+            kernels.folded,
+            work=work,
+            algorithm=self._job.algorithm,
+            totals=counts,
+            temperature=self.policy.temperature,
+            chunk=self.policy.chunk,
+        )
+
+    def _loss(self, work: Work, counts: Totals) -> Loss:
+        """Log-probs first, then their loss."""
+        algorithm = self._job.algorithm
+        predicted = self.policy(work.layout, "learned" if algorithm.entropy else "watched")
+        packed = Packed(
+            log_probs=predicted.log_probs,
+            sampler=work.sampler,
+            advantages=work.advantages,
+            sequence=work.layout.sequence,
+            mask=work.mask,
+            old=work.old,
+            reference=work.reference,
+            entropy=predicted.entropy,
+        )
+        return self._policy_loss(packed, algorithm, counts)
 
     def _gathered(self, told: dict[str, Tensor]) -> dict[str, Tensor]:
         """The metrics of all processes together."""

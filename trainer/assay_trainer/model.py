@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from assay_trainer import kernels
 from assay_trainer.attention import NAME, packed_attention, rows
 from assay_trainer.halves import run_in_half
 from assay_trainer.head import log_probs
@@ -30,6 +31,9 @@ NEAR = 2e-3
 makes 1e-6 to 1e-4; a token that sees another sequence, or a position that is wrong, far more."""
 
 Entropy = Literal["watched", "learned"]
+Head = Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
+"""Log-probs and entropies, [R] fp32 each, from hidden states [R, H], the head's weight [V, H],
+targets [R], and whether entropies have a gradient."""
 
 
 class ModelError(RuntimeError):
@@ -56,6 +60,7 @@ class Policy(nn.Module):  # type: ignore[misc]
         model: transformers' own.
         temperature: divides the logits.
         chunk: tokens whose logits are in memory at one time.
+        head: what makes log-probs of hidden states.
     """
 
     def __init__(self, model: PreTrainedModel, *, temperature: float, chunk: int) -> None:
@@ -63,18 +68,29 @@ class Policy(nn.Module):  # type: ignore[misc]
         self.model = model
         self.temperature = temperature
         self.chunk = chunk
+        self.head: Head = self._stock
         for module in model.modules():
             # Log-probs are to be those that the engine samples with.
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
         self.train()
 
-    def forward(self, pass_: Layout, entropy: Entropy = "watched") -> Predicted:
-        """Log-probs of all completion tokens of a pass.
+    def forward(
+        self,
+        pass_: Layout,
+        entropy: Entropy = "watched",
+        use: Callable[[Tensor, Tensor], Any] | None = None,
+    ) -> Any:
+        """Log-probs of all completion tokens of a pass, or what else is made of its hidden states.
 
         Args:
             pass_: on the model's device.
             entropy: whether entropies have a gradient.
+            use: takes hidden states [R, H] of what predicts them and the head's weight [V, H]. Here
+                and not outside, since the weight of a sharded model is whole only here.
+
+        Returns:
+            `Predicted`, or what `use` returns.
         """
         hidden = self.model.base_model(
             input_ids=pass_.ids[None],
@@ -82,15 +98,38 @@ class Policy(nn.Module):  # type: ignore[misc]
             use_cache=False,
             layout=pass_,
         ).last_hidden_state[0]
-        chosen, spread = log_probs(
-            rows(hidden, pass_.sources),
-            self.model.get_output_embeddings().weight,
-            pass_.targets,
+        some, weight = rows(hidden, pass_.sources), self.model.get_output_embeddings().weight
+        if use is not None:
+            return use(some, weight)
+        return Predicted(*self.head(some, weight, pass_.targets, entropy == "learned"))
+
+    def run_with_kernels(self, way: kernels.Way) -> None:
+        """Computes with assay_kernels; comes last, when the model is where it computes.
+
+        Args:
+            way: fused or exact.
+
+        Raises:
+            KernelError: exact is not known of this model.
+        """
+        if way == "exact":
+            # Not at the top: it needs assay_kernels, which not every image has.
+            from assay_trainer.exact import replace  # noqa: PLC0415
+
+            replace(self.model)
+        self.head = kernels.head(way, temperature=self.temperature, chunk=self.chunk)
+
+    def _stock(
+        self, rows: Tensor, weight: Tensor, targets: Tensor, learns: bool
+    ) -> tuple[Tensor, Tensor]:
+        return log_probs(
+            rows,
+            weight,
+            targets,
             temperature=self.temperature,
             chunk=self.chunk,
-            entropy_learns=entropy == "learned",
+            entropy_learns=learns,
         )
-        return Predicted(chosen, spread)
 
     def layers(self) -> Iterator[nn.Module]:
         """The decoder's layers: what is sharded, checkpointed and compiled one by one."""

@@ -24,6 +24,7 @@ from assay_trainer.engines import Engines
 from assay_trainer.evaluate import Evaluated, evaluate
 from assay_trainer.items import DataError
 from assay_trainer.job import Job
+from assay_trainer.kernels import KernelError
 from assay_trainer.learner import Learner, LearnerError
 from assay_trainer.loop import Draws, Engined, Loop, place_of
 from assay_trainer.manifest import fingerprint
@@ -43,6 +44,7 @@ FAILURES = (
     CheckpointError,
     DataError,
     EngineError,
+    KernelError,
     LearnerError,
     MetricsError,
     ModelError,

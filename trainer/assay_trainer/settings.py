@@ -275,6 +275,16 @@ class Trainer(JobModel):
     logProbChunk: int = Field(
         2048, ge=1, description="Tokens whose logits are in memory at the same time."
     )
+    kernels: Literal["auto", "fused", "stock"] = Field(
+        "auto",
+        description="Whether head and loss go through assay_kernels (docs/kernels.md): on GPUs where "
+        "they can run; in any case, or the run does not begin; or never.",
+    )
+    deterministic: bool = Field(
+        False,
+        description="Whether the model runs with the operations of an engine in deterministic mode, "
+        "so that log-probs are the engine's bit for bit.",
+    )
 
     @field_validator("updatesPerStep")
     @classmethod

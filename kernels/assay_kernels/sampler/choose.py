@@ -13,7 +13,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from assay_kernels.sampler.kernel import LN_2, NOBODY, SIZE, begun, clean, exponential, slope_of
+from assay_kernels.sampler.kernel import (
+    NOBODY,
+    SIZE,
+    begun,
+    clean,
+    exponential,
+    gathered,
+    log_prob_of,
+    slope_of,
+)
 
 FEW: tl.constexpr = tl.constexpr(8)
 """Groups that are read together."""
@@ -168,11 +177,7 @@ def choose(
     chunk = tl.arange(0, CHUNKS)
     known = chunk < chunks
     places = row * chunks + chunk
-    tops = tl.load(parts + places * 3, mask=known, other=-float("inf"))
-    top = tl.max(tops, 0)
-    base = tl.where(top == -float("inf"), 0.0, top)
-    scale = tl.exp2((tops - base) * slope)
-    total = tl.sum(scale * tl.load(parts + places * 3 + 1, mask=known, other=0.0), 0)
+    top, base, scale, total = gathered(parts, row, chunks, slope, CHUNKS)
     ratio = tl.load(parts + places * 3 + 2, mask=known, other=float("inf"))
     ratio = tl.where(scale > 0, ratio / scale, float("inf"))
     token = tl.load(winners + places, mask=known, other=NOBODY)
@@ -213,9 +218,8 @@ def choose(
             INTERPRET,
         )
     x = clean(tl.load(logits + token))
-    log_prob = ((x - base) * slope - tl.log2(total)) * LN_2
     tl.store(tokens + row, token.to(tl.int64))
-    tl.store(log_probs + row, tl.where(top == -float("inf"), float("nan"), log_prob))
+    tl.store(log_probs + row, log_prob_of(x, top, base, slope, total))
 
 
 @triton.jit

@@ -1,4 +1,5 @@
-"""The first launch of `sample`: `survey` reads all logits once.
+"""The first launch of `sample`: `survey` reads all logits once. And what `score` has in its place of
+the second one.
 
 Of each chunk of a row it leaves the largest logit, the sum of the shares and the winner among all
 its tokens, and of each group of 128 tokens the largest logit. `choose` puts them together.
@@ -149,3 +150,50 @@ def survey(
     tl.store(parts + place * 3 + 1, tl.sum(tl.sum(total * kept, 1), 0))
     tl.store(parts + place * 3 + 2, least)
     tl.store(winners + place, winner)
+
+
+@triton.jit
+def gathered(parts, row, chunks, slope, CHUNKS: tl.constexpr):
+    """A row from its chunks: its largest logit, what shares are relative to, what each chunk's are
+    to be multiplied by, and their sum."""
+    chunk = tl.arange(0, CHUNKS)
+    known = chunk < chunks
+    places = (row * chunks + chunk) * 3
+    tops = tl.load(parts + places, mask=known, other=-float("inf"))
+    top = tl.max(tops, 0)
+    base = tl.where(top == -float("inf"), 0.0, top)
+    scale = tl.exp2((tops - base) * slope)
+    total = tl.sum(scale * tl.load(parts + places + 1, mask=known, other=0.0), 0)
+    return top, base, scale, total
+
+
+@triton.jit
+def log_prob_of(x, top, base, slope, total):
+    """The log-prob of a clean logit; NaN in a row of which nothing can be drawn."""
+    found = ((x - base) * slope - tl.log2(total)) * LN_2
+    return tl.where(top == -float("inf"), float("nan"), found)
+
+
+@triton.jit
+def score(
+    logits,  # [B, V], rows `stride` apart
+    temperatures,  # [B] float32
+    parts,  # [B, chunks, 3] float32, as `survey` leaves them
+    tokens,  # [B] int64
+    log_probs,  # [B] float32, out
+    sums,  # [B] float32, out: log-sum-exps
+    vocabulary,  # V
+    stride,
+    chunks,
+    CHUNKS: tl.constexpr,
+):
+    """The log-prob of one row's token, as `choose` has it of the token that it chooses."""
+    row = tl.program_id(0).to(tl.int64)
+    slope, _ = slope_of(tl.load(temperatures + row))
+    top, base, _, total = gathered(parts, row, chunks, slope, CHUNKS)
+    token = tl.load(tokens + row)
+    inside = (token >= 0) & (token < vocabulary)
+    x = clean(tl.load(logits + row * stride + token, mask=inside, other=0.0))
+    log_prob = log_prob_of(x, top, base, slope, total)
+    tl.store(log_probs + row, tl.where(inside, log_prob, float("nan")))
+    tl.store(sums + row, (base * slope + tl.log2(total)) * LN_2)

@@ -1,4 +1,4 @@
-"""`sample` for any device: two launches where it fits, its reference elsewhere."""
+"""`sample` and `score` for any device: two launches where they fit, their reference elsewhere."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from assay_kernels.registry import Op, interpreted, obstacle_of
 from assay_kernels.sampler import reference
-from assay_kernels.sampler.reference import Sampled
+from assay_kernels.sampler.reference import Sampled, Scored
 
 OP = Op("sampler")
 KINDS = (torch.bfloat16, torch.float16, torch.float32)
@@ -59,6 +59,28 @@ def sample(
             logits, temperatures, seeds, positions, top_ks, top_ps, min_ps
         )
     )
+
+
+def score(logits: Tensor, temperatures: Tensor, tokens: Tensor) -> Scored:
+    """The log-probs that `sample` gives where it draws these tokens, to the last bit.
+
+    Logits are to be of the same dtype, and rows as far apart in memory, as those that `sample` gets:
+    how a kernel reads a row decides in which order it sums. No gradients.
+
+    Args:
+        logits: [B, V] bfloat16, float16, float32 or float64; left as they are.
+        temperatures: [B] of a float dtype, as in `sample`.
+        tokens: [B] int64; where one is outside the vocabulary, its log-prob is NaN.
+
+    Returns:
+        [B] log-probs and log-sum-exps at the temperature, float32 (float64 where logits are).
+
+    Raises:
+        ValueError: shapes or devices do not fit.
+        TypeError: a dtype does not fit.
+    """
+    check(logits, temperatures, tokens, tokens, None, None, None)
+    return Scored(*torch.ops.assay_kernels.score(logits, temperatures, tokens))
 
 
 def check(
@@ -118,37 +140,17 @@ def _sample(
         if not len(logits):
             return _shapes(logits)
         return reference.sample(logits, temperatures, seeds, positions, top_ks, top_ps, min_ps)
-    from assay_kernels.sampler import choose, kernel  # noqa: PLC0415 (needs Triton)
+    from assay_kernels.sampler import choose  # noqa: PLC0415 (needs Triton)
 
     tokens, log_probs = _shapes(logits)
     rows, vocabulary = logits.shape
     if not rows:
         return tokens, log_probs
     logits = logits if logits.stride(1) == 1 else logits.contiguous()
-    groups = math.ceil(vocabulary / _GROUP)
-    chunks = math.ceil(groups / (_ROWS * _TILES))
-    peaks = torch.empty((rows, groups), dtype=torch.float32, device=logits.device)
-    parts = peaks.new_empty((rows, chunks, 3))
-    winners = peaks.new_empty((rows, chunks), dtype=torch.int32)
     temperatures = temperatures.float().contiguous()
     seeds, positions = seeds.contiguous(), positions.contiguous()
-    kernel.survey[(rows * chunks,)](
-        logits,
-        temperatures,
-        seeds,
-        positions,
-        peaks,
-        parts,
-        winners,
-        vocabulary,
-        logits.stride(0),
-        chunks,
-        groups,
-        ROWS=_ROWS,
-        TILES=_TILES,
-        INTERPRET=interpreted(),
-        num_warps=_WARPS,
-    )
+    peaks, parts, winners = _surveyed(logits, temperatures, seeds, positions)
+    groups, chunks = peaks.shape[1], winners.shape[1]
     choose.choose[(rows,)](
         logits,
         temperatures,
@@ -174,6 +176,70 @@ def _sample(
     return tokens, log_probs
 
 
+def _surveyed(
+    logits: Tensor, temperatures: Tensor, seeds: Tensor, positions: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The first launch: peaks, parts and winners, as `kernel.survey` has them."""
+    from assay_kernels.sampler import kernel  # noqa: PLC0415 (needs Triton)
+
+    rows, vocabulary = logits.shape
+    groups = math.ceil(vocabulary / _GROUP)
+    chunks = math.ceil(groups / (_ROWS * _TILES))
+    peaks = torch.empty((rows, groups), dtype=torch.float32, device=logits.device)
+    parts = peaks.new_empty((rows, chunks, 3))
+    winners = peaks.new_empty((rows, chunks), dtype=torch.int32)
+    kernel.survey[(rows * chunks,)](
+        logits,
+        temperatures,
+        seeds,
+        positions,
+        peaks,
+        parts,
+        winners,
+        vocabulary,
+        logits.stride(0),
+        chunks,
+        groups,
+        ROWS=_ROWS,
+        TILES=_TILES,
+        INTERPRET=interpreted(),
+        num_warps=_WARPS,
+    )
+    return peaks, parts, winners
+
+
+def _score(logits: Tensor, temperatures: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    _, log_probs = _shapes(logits)
+    if not OP.fused(why_not(logits)):
+        return reference.score(logits, temperatures, tokens)
+    from assay_kernels.sampler import kernel  # noqa: PLC0415 (needs Triton)
+
+    rows, vocabulary = logits.shape
+    sums = torch.empty_like(log_probs)
+    if not rows:
+        return log_probs, sums
+    logits = logits if logits.stride(1) == 1 else logits.contiguous()
+    temperatures = temperatures.float().contiguous()
+    # What is drawn is of no account, but `sample`'s own first launch must do the sums.
+    nothing = torch.zeros_like(tokens)
+    _, parts, _ = _surveyed(logits, temperatures, nothing, nothing)
+    chunks = parts.shape[1]
+    kernel.score[(rows,)](
+        logits,
+        temperatures,
+        parts,
+        tokens.contiguous(),
+        log_probs,
+        sums,
+        vocabulary,
+        logits.stride(0),
+        chunks,
+        CHUNKS=1 << (chunks - 1).bit_length(),
+        num_warps=8,
+    )
+    return log_probs, sums
+
+
 def _shapes(logits: Tensor, *_: Tensor | None) -> tuple[Tensor, Tensor]:
     kind = torch.promote_types(logits.dtype, torch.float32)
     return (
@@ -182,10 +248,17 @@ def _shapes(logits: Tensor, *_: Tensor | None) -> tuple[Tensor, Tensor]:
     )
 
 
+def _score_shapes(logits: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
+    return _shapes(logits)[1], _shapes(logits)[1]
+
+
 _library = torch.library.Library("assay_kernels", "FRAGMENT")
 _library.define(
     "sample(Tensor logits, Tensor temperatures, Tensor seeds, Tensor positions, Tensor? top_ks, "
     "Tensor? top_ps, Tensor? min_ps) -> (Tensor, Tensor)"
 )
+_library.define("score(Tensor logits, Tensor temperatures, Tensor tokens) -> (Tensor, Tensor)")
 _library.impl("sample", _sample, "CompositeExplicitAutograd")
+_library.impl("score", _score, "CompositeExplicitAutograd")
 torch.library.register_fake("assay_kernels::sample", _shapes, lib=_library)
+torch.library.register_fake("assay_kernels::score", _score_shapes, lib=_library)

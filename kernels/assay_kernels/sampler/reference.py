@@ -36,6 +36,18 @@ class Sampled(NamedTuple):
     log_probs: Tensor
 
 
+class Scored(NamedTuple):
+    """What a distribution says of B given tokens.
+
+    Attributes:
+        log_probs: [B] of the tokens; NaN where `Sampled`'s are, and where there is no such token.
+        log_sum_exps: [B] of the logits over the temperature.
+    """
+
+    log_probs: Tensor
+    log_sum_exps: Tensor
+
+
 def sample(
     logits: Tensor,
     temperatures: Tensor,
@@ -62,18 +74,12 @@ def sample(
         Tokens and log-probs, the latter float32, or float64 where logits are.
     """
     kind = torch.promote_types(logits.dtype, torch.float32)
-    x = logits.to(kind)
-    x = torch.where(x.isnan(), -torch.inf, x).clamp(max=LARGEST)
-    temperatures = temperatures.to(kind)[:, None]
-    drawn = (temperatures > 0) & temperatures.isfinite()
-    top = x.amax(-1, keepdim=True)
-    base = torch.where(top.isneginf(), 0, top)
-    far = (x - base) / torch.where(drawn, temperatures, 1)
+    far, _, drawn = _scaled(logits, temperatures)
     order = far.sort(dim=-1, descending=True, stable=True).indices
     shares = far.exp()
     total = shares.sum(-1, keepdim=True)
     ranked = shares.gather(-1, order)
-    rank = torch.arange(x.shape[-1], device=x.device)
+    rank = torch.arange(far.shape[-1], device=far.device)
     may = (ranked > 0) & (drawn | (rank == 0))
     if top_ks is not None:
         most = top_ks[:, None]
@@ -89,8 +95,42 @@ def sample(
     winner = torch.where(may, score, -torch.inf).argmax(-1, keepdim=True)
     token = torch.where(may.any(-1, keepdim=True), order.gather(-1, winner), 0)
     log_prob = far.gather(-1, token) - total.log()
-    log_prob = torch.where(top.isneginf(), torch.nan, log_prob)
+    log_prob = torch.where(far.amax(-1, keepdim=True).isneginf(), torch.nan, log_prob)
     return Sampled(token.squeeze(-1), log_prob.squeeze(-1))
+
+
+def score(logits: Tensor, temperatures: Tensor, tokens: Tensor) -> Scored:
+    """The log-probs that `sample` gives where it draws these tokens.
+
+    Args:
+        logits: [B, V] of any float dtype.
+        temperatures: [B], as in `sample`.
+        tokens: [B] int64.
+
+    Returns:
+        Log-probs and log-sum-exps, of the dtype of `sample`'s.
+    """
+    far, base, drawn = _scaled(logits, temperatures)
+    total = far.exp().sum(-1, keepdim=True).log()
+    inside = (tokens >= 0) & (tokens < logits.shape[1])
+    log_prob = far.gather(-1, torch.where(inside, tokens, 0)[:, None]) - total
+    known = inside & ~far.amax(-1).isneginf()
+    by = torch.where(drawn, temperatures.to(far.dtype)[:, None], 1)
+    sums = base / by + total
+    return Scored(torch.where(known, log_prob.squeeze(-1), torch.nan), sums.squeeze(-1))
+
+
+def _scaled(logits: Tensor, temperatures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """[B, V] logits over the temperature from the largest on, and [B, 1] that one, and whether the
+    temperature counts."""
+    kind = torch.promote_types(logits.dtype, torch.float32)
+    x = logits.to(kind)
+    x = torch.where(x.isnan(), -torch.inf, x).clamp(max=LARGEST)
+    temperatures = temperatures.to(kind)[:, None]
+    drawn = (temperatures > 0) & temperatures.isfinite()
+    top = x.amax(-1, keepdim=True)
+    base = torch.where(top.isneginf(), 0, top)
+    return (x - base) / torch.where(drawn, temperatures, 1), base, drawn
 
 
 def noise(seeds: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:

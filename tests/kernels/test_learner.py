@@ -1,0 +1,145 @@
+"""The trainer's learner on the kernels: steps are those of plain PyTorch, to float32's rounding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from assay_trainer.kernels import KernelError
+from assay_trainer.learner import Learner
+from assay_trainer.packing import layout
+from assay_trainer.processes import World
+from tests.kernels.heads import DEVICE
+from tests.trainer.learners import OBJECTIVES, apart, first_gradients
+from tests.trainer.models import batch, job, policy, sequences
+
+MADE = batch(seed=1, groups=5, size=3, unjudged=2, same=1)
+FUSED: dict[str, Any] = {"trainer__kernels": "fused"}
+EXACT: dict[str, Any] = {"trainer__deterministic": True, "trainer__kernels": "auto"}
+KINDS = {"fused": FUSED, "deterministic": EXACT}
+OF_TIME = {"seconds/train", "tokens/passed"}
+
+every_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+
+
+def learner(**changes: Any) -> Learner:
+    made = job(**{"trainer__kernels": "stock", **changes})
+    reference = policy(seed=5) if made.algorithm.kl.coef else None
+    return Learner(made, World(device=DEVICE), policy(), reference)
+
+
+def largest(gradients: dict[str, Tensor]) -> float:
+    return max(float(gradient.abs().max()) for gradient in gradients.values())
+
+
+def alike(made: Learner, told: dict[str, float], other: Learner, again: dict[str, float]) -> None:
+    """The same gradients and metrics."""
+    wanted = first_gradients(made)
+    assert apart(first_gradients(other), wanted) < 2e-5 * largest(wanted)
+    for name in {name for name in told if not name.startswith("kernels/")} - OF_TIME:
+        assert again[name] == pytest.approx(told[name], rel=1e-4, abs=1e-5), name
+
+
+@every_kind
+@pytest.mark.parametrize("changes", OBJECTIVES.values(), ids=list(OBJECTIVES))
+def test_a_step_has_the_loss_the_gradient_and_the_metrics_of_plain_pytorch(
+    kind: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    plain, made = learner(**changes), learner(**kind, **changes)
+    alike(plain, plain.learn(MADE), made, made.learn(MADE))
+
+
+@every_kind
+@pytest.mark.parametrize("loss", ["clip", "gspo"])
+def test_later_updates_of_a_step_are_those_of_plain_pytorch(
+    kind: dict[str, Any], loss: str
+) -> None:
+    """GSPO with old log-probs needs whole sequences, so head and loss are two steps there."""
+    more = {
+        "trainer__updatesPerStep": 2,
+        "algorithm__loss": loss,
+        # A rate at which AdamW does not blow the rounding of gradients near 0 up.
+        "trainer__learningRate": 1e-4,
+    }
+    plain, made = learner(**more), learner(**kind, **more)
+    told, again = plain.learn(batch(groups=4)), made.learn(batch(groups=4))
+    for name in {name for name in told if not name.startswith("kernels/")} - OF_TIME:
+        assert again[name] == pytest.approx(told[name], rel=1e-3, abs=1e-4), name
+
+
+@every_kind
+@pytest.mark.parametrize("budget", [36, 90])
+def test_what_passes_add_up_to_does_not_depend_on_how_a_batch_is_cut(
+    kind: dict[str, Any], budget: int
+) -> None:
+    whole, cut = learner(**kind), learner(**kind, trainer__tokensPerMicroBatch=budget)
+    told, again = whole.learn(MADE), cut.learn(MADE)
+    assert again["kernels/linear_logprob"] + again.get("kernels/linear_policy_loss", 0) > (
+        told["kernels/linear_logprob"] + told.get("kernels/linear_policy_loss", 0)
+    )
+    alike(whole, told, cut, again)
+
+
+def test_the_chunk_and_the_temperature_are_the_kernels_too() -> None:
+    for more in ({"trainer__logProbChunk": 1000}, {"rollout__temperature": 0.7}):
+        temperature = more.get("rollout__temperature", 1.0)
+        pair = []
+        for kind in ({"trainer__kernels": "stock"}, FUSED, EXACT):
+            made = Learner(
+                job(**kind, **more), World(device=DEVICE), policy(temperature=temperature)
+            )
+            pair.append((made, made.learn(MADE)))
+        for other, again in pair[1:]:
+            alike(*pair[0], other, again)
+
+
+def test_metrics_tell_how_often_each_kernel_ran_in_a_step() -> None:
+    made = learner(**FUSED)
+    told = made.learn(MADE)
+    # One pass with a gradient; one without, of the group whose rewards are all alike.
+    assert told["kernels/linear_policy_loss"] == 1
+    assert told["kernels/linear_logprob"] == 1
+    assert told["kernels/policy_loss"] == 1
+    assert told["kernels/fallbacks"] == 0
+    assert made.learn(MADE)["kernels/linear_policy_loss"] == 1
+    exact = learner(**EXACT).learn(MADE)
+    layers = policy().model.config.num_hidden_layers
+    assert exact["kernels/matmul"] >= 2 * layers * 7
+    assert exact["kernels/qk_norm_rope"] >= 2 * layers
+    assert exact["kernels/silu_mul"] >= 2 * layers
+    assert exact["kernels/rms_norm"] >= 2 * (2 * layers + 1)
+    assert exact["kernels/fallbacks"] == 0
+    assert not any(name.startswith("kernels/") for name in learner().learn(MADE))
+
+
+def test_the_deterministic_model_says_what_the_plain_one_says() -> None:
+    pairs = sequences()
+    plain, made = policy().to(DEVICE), policy().to(DEVICE)
+    made.run_with_kernels("exact")
+    placed = layout(pairs, padded=True).to(DEVICE)
+    with torch.no_grad():
+        wanted, found = plain(placed), made(placed)
+    assert torch.allclose(found.log_probs, wanted.log_probs, atol=1e-4)
+    assert torch.allclose(found.entropy, wanted.entropy, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"kind": "llama"}, r"architecture llama is none of qwen3"),
+        ({"hidden_act": "gelu"}, r"the activation gelu is not done"),
+        (
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
+            r"rotary positions of type linear are not done",
+        ),
+    ],
+    ids=["architecture", "activation", "positions"],
+)
+def test_a_model_whose_operations_are_not_known_is_refused_with_the_reason(
+    changes: dict[str, Any], what: str
+) -> None:
+    with pytest.raises(KernelError, match=what):
+        Learner(job(**EXACT), World(device=DEVICE), policy(**changes))
