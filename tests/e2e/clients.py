@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from assay_operator.inference.observation import ENGINE_PORT
 from examples import chat as chat_module
 from tests.cluster import Cluster
 from tests.kube import Json, Kube, wait_for
@@ -94,21 +95,24 @@ def routers(kube: Kube, name: str) -> list[Json]:
     return _pods(kube, name, "router")
 
 
-def reported(kube: Kube, name: str) -> set[str]:
-    """The versions of weights that a service's engines themselves report.
+def asked(kube: Kube, engine: Json, path: str) -> Json:
+    """What an engine answers at a path.
 
-    Each is asked from within: a NetworkPolicy may keep the client pod away from engines.
+    It is asked from within: a NetworkPolicy may keep the client pod away from engines.
     """
     script = (
-        "import json,urllib.request as r\n"
-        "print(json.load(r.urlopen('http://127.0.0.1:30000/model_info'))['weight_version'])"
+        "import urllib.request as r\n"
+        f"print(r.urlopen('http://127.0.0.1:{ENGINE_PORT}{path}').read().decode())"
     )
-    return {
-        kube.kubectl(
-            *("exec", pod["metadata"]["name"], "-c", "engine", "--", "python3", "-c", script)
-        ).strip()
-        for pod in engines(kube, name)
-    }
+    name = engine["metadata"]["name"]
+    words = ("exec", name, "-c", "engine", "--", "python3", "-c", script)
+    answer: Json = json.loads(kube.kubectl(*words))
+    return answer
+
+
+def reported(kube: Kube, name: str) -> set[str]:
+    """The versions of weights that a service's engines themselves report."""
+    return {asked(kube, pod, "/model_info")["weight_version"] for pod in engines(kube, name)}
 
 
 @dataclass(frozen=True)

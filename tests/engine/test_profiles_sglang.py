@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from assay_operator.api.reserved import RESERVED_ARGUMENTS, reserved_argument
-from assay_operator.inference.profiles import resolve, rows
+from assay_operator.inference.profiles import UnsupportedProfile, resolve, rows
 from tests.engine.conftest import EngineEnv
 
 SCRIPT = Path(__file__).with_name("sglang_parser.py")
@@ -23,6 +23,7 @@ MODEL_OF = {
     "deepseek-v4-flash": "deepseek-v4",
     "deepseek-v4-pro": "deepseek-v4",
 }
+DETERMINISTIC = "--enable-deterministic-inference"
 # The one answer that these rows get on a machine without a GPU: everything before was right.
 NEEDS_GPU = {"--moe-a2a-backend=megamoe": "megamoe needs a CUDA SM90 GPU"}
 CONTROLS = {
@@ -36,9 +37,11 @@ CONTROLS = {
 
 @dataclass(frozen=True)
 class Answers:
-    """What the parser said to each row and control, and the options that it knows."""
+    """What the parser said to each row, alone and in the deterministic mode, and to each control;
+    and the options that it knows."""
 
     rows: dict[tuple[str, str, str], str | None]
+    deterministic: dict[tuple[str, str, str], str | None]
     controls: dict[str, str | None]
     options: dict[str, str]
 
@@ -53,16 +56,18 @@ def answers(engine_env: EngineEnv, tmp_path_factory: pytest.TempPathFactory) -> 
         ["--model-path", str(models / MODEL_OF.get(row[0], row[0])), *resolve(*row, None).args]
         for row in rows()
     ]
+    lines += [[*line, DETERMINISTIC] for line in lines]
     plain = ["--model-path", str(models / "qwen3"), "--device=cuda"]
     lines += [[*plain, *extra] for extra, _ in CONTROLS.values()]
     # Rows for GPUs are not asked whether the CPU engine could run them.
     run = engine_env.run([SCRIPT], stdin=json.dumps({"lines": lines}), SGLANG_USE_CPU_ENGINE="0")
     assert run.returncode == 0, run.stderr
     answer = json.loads(run.stdout.splitlines()[-1])
-    count = len(rows())
+    count, refusals = len(rows()), answer["refusals"]
     return Answers(
-        dict(zip(rows(), answer["refusals"][:count], strict=True)),
-        dict(zip(CONTROLS, answer["refusals"][count:], strict=True)),
+        dict(zip(rows(), refusals[:count], strict=True)),
+        dict(zip(rows(), refusals[count : 2 * count], strict=True)),
+        dict(zip(CONTROLS, refusals[2 * count :], strict=True)),
         answer["options"],
     )
 
@@ -72,6 +77,20 @@ def test_sglang_accepts_the_row(row: tuple[str, str, str], answers: Answers) -> 
     expected = [NEEDS_GPU[arg] for arg in resolve(*row, None).args if arg in NEEDS_GPU]
     answer = answers.rows[row]
     assert (expected[0] in (answer or "")) if expected else (answer is None), answer
+
+
+@pytest.mark.parametrize("row", rows(), ids="/".join)
+def test_the_deterministic_mode_is_offered_where_sglang_has_it(
+    row: tuple[str, str, str], answers: Answers
+) -> None:
+    answer = answers.deterministic[row]
+    try:
+        assert DETERMINISTIC in resolve(*row, None, deterministic=True).args
+    except UnsupportedProfile:
+        needs_gpu = any(words in (answer or "") for words in NEEDS_GPU.values())
+        assert needs_gpu or "supported for deterministic inference" in (answer or "")
+    else:
+        assert answer is None, answer
 
 
 @pytest.mark.parametrize("control", CONTROLS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -43,7 +44,7 @@ def told(kernels: Kernels | None) -> Probe:
     return Probe(VERSION, generated=kernels is None or kernels.active, kernels=kernels)
 
 
-def world(*engines: Json, says: dict[str, Kernels | None], spec: Json = FUSED) -> Observation:
+def world(*engines: Json, says: Mapping[str, Kernels | None], spec: Json = FUSED) -> Observation:
     probes = {f"uid-{name}": told(kernels) for name, kernels in says.items()}
     return serving(*engines, spec=spec, probes=probes)
 
