@@ -120,9 +120,11 @@ class EngineServer:
         time.sleep(self.slowly)
         with self._lock:
             self._now -= 1
-        several = [
-            completion([i + 1, 2], self.version) for i in range(body["sampling_params"]["n"])
-        ]
+        sampling = body["sampling_params"]
+        if isinstance(sampling, list):
+            # One completion for each entry, drawn by its seed.
+            return [completion([s["sampling_seed"] % 50 + 1, 2], self.version) for s in sampling]
+        several = [completion([i + 1, 2], self.version) for i in range(sampling["n"])]
         return several if len(several) > 1 else several[0]
 
 

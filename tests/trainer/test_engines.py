@@ -44,7 +44,7 @@ def one() -> Iterator[EngineServer]:
 
 @asynccontextmanager
 async def started(
-    *servers: EngineServer, token: str | None = None, **more: Any
+    *servers: EngineServer, token: str | None = None, seeded: bool = False, **more: Any
 ) -> AsyncIterator[Engines]:
     settings = Rollout.model_validate(
         {
@@ -54,7 +54,7 @@ async def started(
             **more,
         }
     )
-    async with Engines(settings, VOCABULARY, token=token) as engines:
+    async with Engines(settings, VOCABULARY, token=token, seeded=seeded) as engines:
         await engines.start()
         yield engines
 
@@ -94,6 +94,20 @@ async def test_completions_have_the_engines_own_ids_log_probs_and_weights(
     assert first.log_probs == (-0.51, -0.52)
     assert first.versions == ("default", "default")
     assert first.finish == "stop"
+
+
+async def test_deterministic_engines_get_a_seed_for_each_completion_so_that_these_differ(
+    one: EngineServer,
+) -> None:
+    async with started(one, seeded=True) as engines:
+        drawn = await engines.generate(PROMPT, n=16, max_tokens=4, temperature=0.7)
+        await engines.generate(PROMPT, n=1, max_tokens=4, temperature=0)
+    several, alone = one.bodies
+    assert several["input_ids"] == [[5, 6, 7]] * 16
+    assert {(s["n"], s["temperature"]) for s in several["sampling_params"]} == {(1, 0.7)}
+    assert len({s["sampling_seed"] for s in several["sampling_params"]}) == 16
+    assert len(drawn) == 16 and len({completion.ids for completion in drawn}) > 1
+    assert len(alone["sampling_params"]) == 1
 
 
 async def test_a_group_is_one_request_whose_sampling_leaves_nothing_to_the_engines_preferences(

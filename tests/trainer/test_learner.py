@@ -28,6 +28,7 @@ from assay_trainer.snapshot import StateError
 from tests.trainer.learners import OBJECTIVES, apart, first_gradients
 from tests.trainer.models import batch, job, policy
 
+
 def learner(seed: int = 1, folder: Path | None = None, **changes: Any) -> Learner:
     """One with a tiny model of that seed, and another one as its reference."""
     made = job(folder, **changes)
@@ -70,6 +71,7 @@ def plain_gradients(made: Batch, **changes: Any) -> tuple[dict[str, Tensor], flo
 
 
 MADE = batch(seed=1, groups=5, size=3, unjudged=2, same=1)
+
 
 @pytest.mark.parametrize("changes", OBJECTIVES.values(), ids=list(OBJECTIVES))
 @pytest.mark.parametrize("budget", [4096, 40])

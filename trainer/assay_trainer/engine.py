@@ -9,6 +9,7 @@ import asyncio
 import json
 import math
 import os
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
@@ -29,6 +30,7 @@ _LEAST_LOG_PROB = -1000.0
 """A drawn token has a probability that fp32 can hold. SGLang writes log 0 as -3.4e38."""
 
 _MAX_JSON = 1 << 20
+_SEED_BITS = 62
 _BYTES_PER_TOKEN = 512
 """Of an answer: a token is an id, a log-prob, and its text once."""
 
@@ -60,14 +62,19 @@ class Engine:
         url: its base.
         client: shared by all engines; carries the token.
         seconds: for one request, and for one update of the weights.
+        seeded: whether each completion gets a seed of its own. An engine in deterministic mode
+            draws all completions of a request with one seed: all the same.
     """
 
-    def __init__(self, url: str, client: httpx.AsyncClient, seconds: float) -> None:
+    def __init__(
+        self, url: str, client: httpx.AsyncClient, seconds: float, seeded: bool = False
+    ) -> None:
         parts = urlsplit(url.rstrip("/"))
         self.host = parts.hostname or ""
         self.shown = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
         """The URL without a password."""
         self._url, self._client, self._seconds = url.rstrip("/"), client, seconds
+        self._seeded = seeded
 
     async def generate(
         self,
@@ -84,25 +91,28 @@ class Engine:
             EngineFailure: no answer in time, or one that cannot be true.
             Refused: the engine says that the request is wrong.
         """
-        body = {
-            "input_ids": list(ids),
-            "sampling_params": {
-                "n": n,
-                "temperature": temperature,
-                "max_new_tokens": max_tokens,
-                # As they are by default, unless the engine was started with other preferences.
-                "top_p": 1.0,
-                "top_k": -1,
-                "min_p": 0.0,
-                "frequency_penalty": 0.0,
-                "presence_penalty": 0.0,
-                "repetition_penalty": 1.0,
-                "min_new_tokens": 0,
-                "ignore_eos": False,
-            },
-            "return_logprob": True,
-            "stream": False,
+        sampling = {
+            "n": n,
+            "temperature": temperature,
+            "max_new_tokens": max_tokens,
+            # As they are by default, unless the engine was started with other preferences.
+            "top_p": 1.0,
+            "top_k": -1,
+            "min_p": 0.0,
+            "frequency_penalty": 0.0,
+            "presence_penalty": 0.0,
+            "repetition_penalty": 1.0,
+            "min_new_tokens": 0,
+            "ignore_eos": False,
         }
+        asked: dict[str, Any] = {"input_ids": list(ids), "sampling_params": sampling}
+        if self._seeded:
+            seeds = [secrets.randbits(_SEED_BITS) for _ in range(n)]
+            asked = {
+                "input_ids": [list(ids)] * n,
+                "sampling_params": [{**sampling, "n": 1, "sampling_seed": seed} for seed in seeds],
+            }
+        body = {**asked, "return_logprob": True, "stream": False}
         longest = _MAX_JSON + _BYTES_PER_TOKEN * n * max_tokens
         try:
             answer = await self.call("/generate", body, longest=longest)

@@ -76,9 +76,17 @@ class Engines:
         vocabulary: how many token ids the model has (config.json's vocab_size). SGLang dies of a
             prompt with an id beyond it, so none is sent.
         token: what the engines ask for; see `engine.bearer`.
+        seeded: see `Engine`.
     """
 
-    def __init__(self, settings: Rollout, vocabulary: int, *, token: str | None = None) -> None:
+    def __init__(
+        self,
+        settings: Rollout,
+        vocabulary: int,
+        *,
+        token: str | None = None,
+        seeded: bool = False,
+    ) -> None:
         self._settings, self._vocabulary = settings, vocabulary
         headers = {"content-type": "application/json"}
         if token is not None:
@@ -91,7 +99,8 @@ class Engines:
             trust_env=False,
         )
         self._seats = [
-            _Seat(Engine(url, self._client, settings.requestSeconds)) for url in settings.engines
+            _Seat(Engine(url, self._client, settings.requestSeconds, seeded))
+            for url in settings.engines
         ]
         self._changed = asyncio.Condition()
         self._weights: Weights | None = None

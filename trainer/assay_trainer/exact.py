@@ -6,11 +6,11 @@ Log-probs of engine and trainer are equal to the last bit (true on-policy) where
 - sums in an order that depends on a token and what stands before it alone: not on what else is in
   the batch, nor on whether a token came in a prefill or was decoded.
 
-So products, norms, SwiGLU, heads and log-probs are assay_kernels' on both sides: the engine's plugin
-puts them into SGLang. Attention is FlashAttention 3 (arXiv:2407.08608) without splits of the keys,
-which SGLang uses in that mode; with heads of 128 its decode and its prefill have the same blocks of
-keys. Rotations come from a table that is computed as SGLang computes it. The residual stream is
-rounded to bf16 after each addition, as the engine's is.
+So products, norms, SwiGLU, heads and log-probs are assay_kernels' on both sides: the engine's
+plugin puts them into SGLang. Attention is FlashAttention 3 (arXiv:2407.08608) without splits of the
+keys, which SGLang uses in that mode; with heads of 128 its decode and its prefill have the same
+blocks of keys. Rotations come from a table that is computed as SGLang computes it. The residual
+stream is rounded to bf16 after each addition, as the engine's is.
 
 Only the forward pass must be equal. Gradients are those of the same functions, by whatever is fast.
 """
@@ -83,8 +83,8 @@ def _misfit(config: Any, device: torch.device) -> str:
         return "sliding windows are not done"
     if device.type == "cuda" and config.head_dim != HEAD:
         return (
-            f"heads are {config.head_dim} wide: only with {HEAD} does FlashAttention 3 decode as it "
-            "prefills"
+            f"heads are {config.head_dim} wide: FlashAttention 3 decodes as it prefills only those "
+            f"of {HEAD}"
         )
     return ""
 

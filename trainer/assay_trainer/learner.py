@@ -131,9 +131,10 @@ class Learner:
 
         Returns:
             Metrics: those of `policy_loss` and `statistics`, grad/norm, lr, tokens/trained (that
-            count), tokens/passed (of this process, through the model with a gradient), with
-            kernels those of `kernels.Counted` (of this process), seconds/train. Of several updates they are means, largest and smallest values, or sums.
-            Where nothing was judged there are only those of `statistics`, 0 tokens and the seconds.
+            count), tokens/passed (of this process, through the model with a gradient), with kernels
+            those of `kernels.Counted` (of this process), seconds/train. Of several updates they are
+            means, largest and smallest values, or sums. Where nothing was judged there are only
+            those of `statistics` and `Counted`, 0 tokens and the seconds.
 
         Raises:
             LearnerError: a loss or a gradient is not finite. The weights are as they were before

@@ -190,7 +190,12 @@ async def _engined(
         bench = await stack.enter_async_context(Bench())
         bench.check([*prompts.verifiers(), *(question.verifier for question in questions)])
         engines = await stack.enter_async_context(
-            Engines(job.rollout, config.vocab_size, token=bearer(job.rollout))
+            Engines(
+                job.rollout,
+                config.vocab_size,
+                token=bearer(job.rollout),
+                seeded=job.trainer.deterministic,
+            )
         )
         status.update(message="waiting for an engine")
         await engines.start()

@@ -277,13 +277,13 @@ class Trainer(JobModel):
     )
     kernels: Literal["auto", "fused", "stock"] = Field(
         "auto",
-        description="Whether head and loss go through assay_kernels (docs/kernels.md): on GPUs where "
-        "they can run; in any case, or the run does not begin; or never.",
+        description="Whether head and loss go through assay_kernels: on GPUs where they can run; "
+        "in any case, or the run does not begin; or never.",
     )
     deterministic: bool = Field(
         False,
-        description="Whether the model runs with the operations of an engine in deterministic mode, "
-        "so that log-probs are the engine's bit for bit.",
+        description="Whether the model runs with the operations of an engine in deterministic "
+        "mode, so that log-probs are the engine's bit for bit.",
     )
 
     @field_validator("updatesPerStep")

@@ -1,5 +1,4 @@
-"""The first launch of `sample`: `survey` reads all logits once. And what `score` has in its place of
-the second one.
+"""The first launch of `sample`, `survey`, which reads all logits once; and the second of `score`.
 
 Of each chunk of a row it leaves the largest logit, the sum of the shares and the winner among all
 its tokens, and of each group of 128 tokens the largest logit. `choose` puts them together.

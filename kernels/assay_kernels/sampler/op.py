@@ -64,8 +64,8 @@ def sample(
 def score(logits: Tensor, temperatures: Tensor, tokens: Tensor) -> Scored:
     """The log-probs that `sample` gives where it draws these tokens, to the last bit.
 
-    Logits are to be of the same dtype, and rows as far apart in memory, as those that `sample` gets:
-    how a kernel reads a row decides in which order it sums. No gradients.
+    Logits are to be of the same dtype, and rows as far apart in memory, as those that `sample`
+    gets: how a kernel reads a row decides in which order it sums. No gradients.
 
     Args:
         logits: [B, V] bfloat16, float16, float32 or float64; left as they are.
