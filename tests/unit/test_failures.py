@@ -92,6 +92,16 @@ def unschedulable(message: str) -> Json:
             "--bogus",
         ),
         (
+            exited(
+                1,
+                "ValueError: Currently only ['fa3', 'triton'] attention backends are supported for "
+                "deterministic inference, but you explicitly specified 'dsv4'.",
+            ),
+            "NotDeterministic",
+            True,
+            "spec.engine.deterministic",
+        ),
+        (
             exited(1, "torch.OutOfMemoryError: CUDA out of memory. Tried 2 GiB"),
             "OutOfMemory",
             True,

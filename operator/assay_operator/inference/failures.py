@@ -60,6 +60,13 @@ _REMEDIES: tuple[tuple[re.Pattern[str], str, str], ...] = (
         "SGLang refuses an argument: correct spec.engine.extraArgs.",
     ),
     (
+        re.compile(r"supported for deterministic inference", re.I),
+        "NotDeterministic",
+        "SGLang has no deterministic mode with the attention that this engine was given or that "
+        "its model needs: take --attention-backend out of spec.engine.extraArgs, or set "
+        "spec.engine.deterministic to false.",
+    ),
+    (
         re.compile(
             r"out of memory|not enough memory|cannot allocate memory|no GPU memory for the KV", re.I
         ),
