@@ -1,6 +1,8 @@
 """One update of the learner on one GPU, beside TRL's: speed, memory, longest sequence.
 
     python -m benchmarks.learner                          on a GPU, about eight minutes
+    python -m benchmarks.learner --arms ours ours-stock trl-liger --warmups 2 --rounds 8 \
+        --tries 4 --seconds 110                           in about two
     python -m benchmarks.learner --shape tiny --rounds 2  tries everything out on a CPU
 
 A Qwen3-0.6B shape with random weights makes one optimiser update after another on a recorded
@@ -30,9 +32,9 @@ from benchmarks.common import Row, python_versions, say, write
 from benchmarks.learner_batch import PEAK, QWEN3_06B, TINY, Setting, operations, record
 from benchmarks.learner_table import line, notes, rows
 
-ARMS = ("ours", "ours-512", "trl", "trl-liger", "trl-liger-loss")
-MORE = ("trl-compiled",)
-"""Runs only when it is asked for."""
+ARMS = ("ours", "ours-stock", "trl", "trl-liger", "trl-liger-loss")
+MORE = ("ours-512", "ours-exact", "trl-compiled")
+"""Run only when they are asked for."""
 ON_CPU = ("ours", "trl", "trl-liger-loss")
 SETTINGS = (
     Setting("mixed", 4, 8, prompt=(128, 512), completion=(16, 1024), median=320),
@@ -225,7 +227,7 @@ class Run:
         found: Json = {"limit": memory, "arms": {}}
         self.figures["longest"] = found
         with ExitStack() as stack:
-            names = [name for name in self.options.arms if name != "ours-512"]
+            names = [name for name in self.options.arms if name not in ("ours-512", "ours-exact")]
             arms = self.start(stack, names, _single(PROBES[0]), self.options.beside or FIRST)
             for left, (name, arm) in zip(range(len(arms), 0, -1), arms.items(), strict=True):
                 tries: list[Json] = []

@@ -32,8 +32,13 @@ import torch
 from benchmarks.learner_batch import QWEN3_06B, TINY, Recorded, Setting, record
 
 SHAPES: Mapping[str, Mapping[str, Any]] = {"qwen3-0.6b": QWEN3_06B, "tiny": TINY}
-OURS = {"ours": 2048, "ours-512": 512}
-"""Our arms: logProbChunk, of which the first is the default."""
+OURS: Mapping[str, Mapping[str, Any]] = {
+    "ours": {},
+    "ours-stock": {"kernels": "stock"},
+    "ours-512": {"logProbChunk": 512},
+    "ours-exact": {"deterministic": True},
+}
+"""Our arms, and what of the job's `trainer` is not the default."""
 ON_GPU = torch.cuda.is_available()
 
 

@@ -8,9 +8,10 @@ passes, lays them out and copies them to the device, `_update` does the rest.
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -48,9 +49,17 @@ def job(
     setting: Setting,
     on_gpu: bool,
     clip: float = OPTIMISER.clip,
-    chunk: int = 2048,
+    **trainer: Any,
 ) -> Job:
-    """What a user would write to get what the other arms do."""
+    """What a user would write to get what the other arms do.
+
+    Args:
+        folder: of the model.
+        setting: of the batch.
+        on_gpu: in bf16, else in fp32.
+        clip: the longest gradient.
+        **trainer: more fields of the job's `trainer`.
+    """
     prompt, completion = setting.prompt[1], setting.completion[1]
     return Job.model_validate(
         {
@@ -72,10 +81,10 @@ def job(
                 "betas": OPTIMISER.betas,
                 "weightDecay": OPTIMISER.decay,
                 "gradientClip": clip,
-                "logProbChunk": chunk,
                 "precision": "bf16" if on_gpu else "fp32",
                 # As many as the other arms' passes have with their padding.
                 "tokensPerMicroBatch": setting.per_pass * (prompt + completion),
+                **trainer,
             },
             "checkpoint": {"directory": folder.parent / "run"},
         }
@@ -106,16 +115,18 @@ def samples(batch: Recorded) -> list[Sample]:
 
 
 class _Served:
-    def __init__(self, folder: Path, shape: str, world: World, first: Setting, chunk: int) -> None:
+    def __init__(
+        self, folder: Path, shape: str, world: World, first: Setting, trainer: Mapping[str, Any]
+    ) -> None:
         self._folder, self._shape, self._world = folder, shape, world
-        self._setting, self._chunk = first, chunk
+        self._setting, self._trainer = first, trainer
         self._learner: FromRecords | None = self._made()
 
     def _made(self) -> FromRecords:
         return FromRecords.load(self._job(), self._world)
 
     def _job(self) -> Job:
-        return job(self._folder, self._setting, ON_GPU, chunk=self._chunk)
+        return job(self._folder, self._setting, ON_GPU, **self._trainer)
 
     def load(self, batch: Recorded, setting: Setting) -> None:
         self._setting = setting
@@ -144,10 +155,17 @@ class _Served:
         return None
 
 
-def serve(folder: Path, shape: str, setting: Setting, chunk: int) -> None:
-    """Serves commands until they end."""
+def serve(folder: Path, shape: str, setting: Setting, trainer: Mapping[str, Any]) -> None:
+    """Serves commands until they end.
+
+    Args:
+        folder: of the model.
+        shape: its name.
+        setting: of the first batch.
+        trainer: what of the job's `trainer` is not the default.
+    """
     with joined() as world:
-        served = _Served(folder, shape, world, setting, chunk)
+        served = _Served(folder, shape, world, setting, trainer)
         commands = Commands(served.load, shape)
         served.load(record(setting, SHAPES[shape]), setting)
         commands.answer(ready="ours")

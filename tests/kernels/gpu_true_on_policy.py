@@ -31,8 +31,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from assay_trainer import exact
+from assay_trainer.attention import NAME
 from assay_trainer.batch import Completion, Sample
-from assay_trainer.model import NAME, Policy
+from assay_trainer.model import Policy
 from assay_trainer.packing import layout, plan
 from benchmarks.learner_batch import QWEN3_06B
 from tests.kernels.served import Served, Taps
@@ -177,7 +178,7 @@ def compared(say: Any = lambda line: None) -> list[str]:
         GPU,
     )
     half = {name: tensor.bfloat16() for name, tensor in model.state_dict().items()}
-    engine = Served(model.config, half, table, slots=2**18)
+    engine = Served(model.config, half, table, slots=2**17)
     policy = trainers(model)
     say("drawing")
     with torch.no_grad():

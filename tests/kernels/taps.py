@@ -36,7 +36,9 @@ def tapped(policy: Policy, count: int, taps: Taps) -> Iterator[None]:
     def before(name: str) -> Any:
         return lambda module, arguments: tap(name, arguments[0])
 
-    heads, layer = exact.qk_norm_rope, itertools.count()
+    # As a module's attribute, which the trainer looks up at each call.
+    module: Any = exact
+    heads, layer = module.qk_norm_rope, itertools.count()
 
     def watched(*arguments: Any) -> Any:
         number, found = next(layer), heads(*arguments)
@@ -56,11 +58,11 @@ def tapped(policy: Policy, count: int, taps: Taps) -> Iterator[None]:
         handles += [m.register_forward_hook(after(f"{i:02} {n}")) for n, m in parts.items()]
         handles.append(one.self_attn.o_proj.register_forward_pre_hook(before(f"{i:02} attention")))
     handles.append(policy.model.base_model.norm.register_forward_hook(after("norm")))
-    exact.qk_norm_rope = watched
+    module.qk_norm_rope = watched
     try:
         yield
     finally:
-        exact.qk_norm_rope = heads
+        module.qk_norm_rope = heads
         for handle in handles:
             handle.remove()
 

@@ -21,7 +21,7 @@ FUSED: dict[str, Any] = {"trainer__kernels": "fused"}
 EXACT: dict[str, Any] = {"trainer__deterministic": True, "trainer__kernels": "auto"}
 KINDS = {"fused": FUSED, "deterministic": EXACT}
 OF_TIME = {"seconds/train", "tokens/passed"}
-SMALL = {"num_hidden_layers": 1}
+SMALL: dict[str, Any] = {"num_hidden_layers": 1}
 
 every_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 
@@ -51,10 +51,11 @@ def alike(made: Learner, told: dict[str, float], other: Learner, again: dict[str
     ("kind", "changes"),
     [
         *((FUSED, changes) for changes in OBJECTIVES.values()),
-        # Here only log-probs and entropies come in another way, and their gradients.
-        *((EXACT, OBJECTIVES[name]) for name in ("tokens", "entropy")),
+        (FUSED, {"rollout__temperature": 0.7}),
+        # Here log-probs and entropies come in another way, and their gradients; the loss does not.
+        (EXACT, {**OBJECTIVES["entropy"], "rollout__temperature": 0.7}),
     ],
-    ids=[*OBJECTIVES, "deterministic tokens", "deterministic entropy"],
+    ids=[*OBJECTIVES, "temperature", "deterministic"],
 )
 def test_a_step_has_the_loss_the_gradient_and_the_metrics_of_plain_pytorch(
     kind: dict[str, Any], changes: dict[str, Any]
@@ -82,17 +83,16 @@ def test_later_updates_of_a_step_are_those_of_plain_pytorch(loss: str) -> None:
 def test_what_passes_add_up_to_does_not_depend_on_how_a_batch_is_cut(kind: dict[str, Any]) -> None:
     whole, cut = learner(**kind), learner(**kind, trainer__tokensPerMicroBatch=36)
     told, again = whole.learn(MADE), cut.learn(MADE)
-    assert again["kernels/linear_logprob"] + again.get("kernels/linear_policy_loss", 0) > (
-        told["kernels/linear_logprob"] + told.get("kernels/linear_policy_loss", 0)
-    )
+    heads = "kernels/linear_policy_loss" if kind is FUSED else "kernels/policy_loss"
+    assert again[heads] > told[heads]
     alike(whole, told, cut, again)
-
-
-@every_kind
-def test_logits_are_divided_by_the_temperature(kind: dict[str, Any]) -> None:
-    more = {"rollout__temperature": 0.7}
-    plain, made = learner(**more), learner(**kind, **more)
-    alike(plain, plain.learn(MADE), made, made.learn(MADE))
+    if kind is EXACT:
+        # Two passes forward, one back, of one layer and the norm that follows it.
+        assert told["kernels/qk_norm_rope"] == told["kernels/silu_mul"] == 2 + 1
+        assert told["kernels/rms_norm"] == (2 + 1) * 3
+        # Gradients of products are PyTorch's; the head goes chunk by chunk.
+        assert told["kernels/matmul"] >= 2 * (7 + 1)
+    assert told["kernels/fallbacks"] == 0
 
 
 def test_metrics_tell_how_often_each_kernel_ran_in_a_step() -> None:
@@ -104,18 +104,13 @@ def test_metrics_tell_how_often_each_kernel_ran_in_a_step() -> None:
     assert told["kernels/policy_loss"] == 1
     assert told["kernels/fallbacks"] == 0
     assert made.learn(MADE)["kernels/linear_policy_loss"] == 1
-    exact = learner(**EXACT).learn(MADE)
-    # Two passes forward, one back; matmul's gradients are PyTorch's.
-    assert exact["kernels/matmul"] == 2 * (7 + 1)
-    assert exact["kernels/qk_norm_rope"] == exact["kernels/silu_mul"] == 2 + 1
-    assert exact["kernels/rms_norm"] == (2 + 1) * 3
-    assert exact["kernels/fallbacks"] == 0
     assert not any(name.startswith("kernels/") for name in learner().learn(MADE))
 
 
-def test_the_deterministic_model_says_what_the_plain_one_says() -> None:
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_the_deterministic_model_says_what_the_plain_one_says(kind: str) -> None:
     pairs = sequences(groups=2)
-    plain, made = policy(**SMALL).to(DEVICE), policy(**SMALL).to(DEVICE)
+    plain, made = (policy(kind, **SMALL).to(DEVICE) for _ in range(2))
     made.run_with_kernels("exact")
     placed = layout(pairs, padded=True).to(DEVICE)
     with torch.no_grad():
@@ -127,14 +122,13 @@ def test_the_deterministic_model_says_what_the_plain_one_says() -> None:
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"kind": "llama"}, r"architecture llama is none of qwen3"),
         ({"hidden_act": "gelu"}, r"the activation gelu is not done"),
         (
             {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
             r"rotary positions of type linear are not done",
         ),
     ],
-    ids=["architecture", "activation", "positions"],
+    ids=["activation", "positions"],
 )
 def test_a_model_whose_operations_are_not_known_is_refused_with_the_reason(
     changes: dict[str, Any], what: str

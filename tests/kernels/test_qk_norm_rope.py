@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from assay_kernels.qk_norm_rope import reference
-from assay_kernels.qk_norm_rope.op import OP, qk_norm_rope
+from assay_kernels.qk_norm_rope.op import OP, qk_norm_rope, rope
 from assay_kernels.registry import Uses
 from tests.kernels.heads import DEVICE, no_worse
 from tests.kernels.steps import exact, normal, outcome, rows_alike
@@ -49,6 +49,27 @@ def test_values_and_gradients_are_plain_pytorchs(shape: tuple[int, int, int, int
     assert OP.uses().fused == before + 2
     plain = reference.qk_norm_rope
     no_worse(found, outcome(plain, inputs, *rest), exact(plain, inputs, *rest))
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 2, 16), (18, 9, 1, 8)], ids=str)
+def test_the_rotation_alone_is_plain_pytorchs_and_keeps_lengths(
+    shape: tuple[int, int, int, int],
+) -> None:
+    q, k = draw(*shape)[:2]
+    rest = (table(50, shape[-1]), places(shape[0], 50))
+    before = OP.uses().fused
+
+    def plain(q: Tensor, k: Tensor, *more: Tensor) -> tuple[Tensor, Tensor]:
+        return reference.qk_norm_rope(q, k, None, None, *more)
+
+    found = outcome(rope, [q, k], *rest)
+    assert OP.uses().fused == before + 2
+    no_worse(found, outcome(plain, [q, k], *rest), exact(plain, [q, k], *rest))
+    assert torch.allclose(found[0].norm(dim=-1), q.norm(dim=-1))
+    double = outcome(rope, [q.double(), k.double()], *rest)
+    for mine, theirs in zip(found, double, strict=True):
+        assert torch.allclose(mine.double(), theirs, atol=1e-5)
+    assert rope(q[:0], k[:0], rest[0], rest[1][:0])[0].shape == (0, *shape[1::2])
 
 
 def test_position_0_turns_nothing_and_lengths_stay_as_they_are() -> None:

@@ -262,7 +262,8 @@ def test_a_given_token_has_the_log_prob_that_it_has_where_it_is_drawn_to_the_las
     assert OP.uses().fused == before + 1
     assert torch.equal(said.log_probs, drawn.log_probs)
     for i in range(5):
-        alone = score(*(x[i : i + 1] for x in (*requests.arguments()[:2], drawn.tokens)))  # type: ignore[index]
+        one = requests.only(slice(i, i + 1))
+        alone = score(one.logits, one.temperatures, drawn.tokens[i : i + 1])
         assert torch.equal(alone.log_probs, said.log_probs[i : i + 1])
 
 

@@ -133,18 +133,26 @@ def test_entropy_that_was_low_from_the_start_or_is_not_measured_is_no_alarm() ->
         ("fp32", 1, 2e-2, False),
         ("bf16", 0, 2e-2, False),
         ("bf16", 1, 0.2, True),
+        ("deterministic", 0, 1e-7, True),
+        ("deterministic", 0, 0.0, False),
+        ("deterministic", 1, 2e-2, False),
     ],
 )
 def test_engine_and_trainer_may_differ_as_much_as_precision_and_staleness_explain(
     precision: str, staleness: int, value: float, found: bool
 ) -> None:
-    asked = job(trainer__precision=precision, rollout__maxStaleness=staleness)
+    exact = precision == "deterministic"
+    asked = job(
+        trainer__precision="bf16" if exact else precision,
+        trainer__deterministic=exact,
+        rollout__maxStaleness=staleness,
+    )
     kinds = [alarm.kind for alarm in alarms(steps(3, {"mismatch/mean": value}), asked)]
     assert kinds == (["mismatch"] if found else [])
     # Only where it lasts: one step may hold an odd token.
     assert alarms(steps(2, {"mismatch/mean": value}), asked) == []
     lasting = {"mismatch/mean": value}
-    broken = steps(2, lasting) + steps(1, {"mismatch/mean": 1e-6}, first=3) + steps(1, lasting, 4)
+    broken = steps(2, lasting) + steps(1, {"mismatch/mean": 0.0}, first=3) + steps(1, lasting, 4)
     assert alarms(broken, asked) == []
 
 

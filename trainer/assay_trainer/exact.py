@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 
 from assay_kernels.linear_logprob.passes import SCRATCH
 from assay_kernels.matmul.op import matmul
-from assay_kernels.qk_norm_rope.op import qk_norm_rope
+from assay_kernels.qk_norm_rope.op import qk_norm_rope, rope
 from assay_kernels.rms_norm.op import rms_norm
 from assay_kernels.sampler.op import score
 from assay_kernels.silu_mul.op import silu_mul
@@ -35,7 +35,7 @@ from assay_trainer.attention import padded, rows
 from assay_trainer.kernels import KernelError
 from assay_trainer.packing import Layout
 
-ARCHITECTURES = ("qwen3",)
+ARCHITECTURES = ("llama", "qwen3")
 HEAD = 128
 """The width of a head whose decode FlashAttention 3 cuts as it cuts a prefill."""
 
@@ -79,7 +79,7 @@ def _misfit(config: Any, device: torch.device) -> str:
         return f"rotary positions of type {config.rope_parameters['rope_type']} are not done"
     if config.hidden_act != "silu":
         return f"the activation {config.hidden_act} is not done"
-    if "sliding_attention" in (config.layer_types or ()):
+    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
         return "sliding windows are not done"
     if device.type == "cuda" and config.head_dim != HEAD:
         return (
@@ -132,15 +132,12 @@ def _attention(
         project(hidden_states)[0].unflatten(-1, heads)
         for project in (module.q_proj, module.k_proj, module.v_proj)
     )
-    q, k = qk_norm_rope(
-        q,
-        k,
-        module.q_norm.weight.to(q.dtype),
-        module.k_norm.weight.to(q.dtype),
-        table,
-        layout.positions,
-        module.q_norm.variance_epsilon,
-    )
+    if hasattr(module, "q_norm"):
+        weights = (norm.weight.to(q.dtype) for norm in (module.q_norm, module.k_norm))
+        eps = module.q_norm.variance_epsilon
+        q, k = qk_norm_rope(q, k, *weights, table, layout.positions, eps)
+    else:
+        q, k = rope(q, k, table, layout.positions)
     out = attend(q, k, v, layout, module.scaling)
     return module.o_proj(out.flatten(1)[None]), None
 
@@ -156,7 +153,7 @@ def flash_3() -> Attend:
         KernelError: it is not installed.
     """
     try:
-        from sgl_kernel.flash_attn import flash_attn_varlen_func  # noqa: PLC0415 (engines' images)
+        from sgl_kernel.flash_attn import flash_attn_varlen_func  # noqa: PLC0415 (only with SGLang)
     except ImportError as reason:
         raise KernelError(
             "trainer.deterministic: true needs the FlashAttention 3 that SGLang computes with "
@@ -195,7 +192,8 @@ class _Flash(torch.autograd.Function):  # type: ignore[misc]
         )
         ctx.scale = scale
         ctx.save_for_backward(q, k, v, out, sums, layout.queries, layout.keys)
-        return out  # type: ignore[no-any-return]
+        result: Tensor = out
+        return result
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

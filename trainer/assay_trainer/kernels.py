@@ -158,7 +158,8 @@ def policy_loss(batch: Packed, algorithm: Algorithm, totals: Totals) -> Loss:
 
 def _scratch(rows: Tensor, weight: Tensor, chunk: int) -> int:
     """Bytes of a chunk's logits."""
-    return chunk * len(weight) * rows.element_size()
+    each: int = len(weight) * rows.element_size()
+    return chunk * each
 
 
 class Counted:

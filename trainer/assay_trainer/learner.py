@@ -225,6 +225,7 @@ class Learner:
     def _pass(self, work: Work, counts: Totals) -> dict[str, Tensor]:
         """A pass's share of the update: gradients and metrics."""
         with torch.set_grad_enabled(work.learns):
+            loss: Loss
             if self._way == "fused" and work.learns:
                 loss = self.policy(work.layout, use=self._folding(work, counts))
             else:

@@ -32,9 +32,11 @@ ENTROPY, ENTROPY_SHARE = 0.02, 0.1
 short answers without any freedom in them, the second a model that was very undecided at first."""
 GOOD = 0.9
 """With a reward like this a sure model is what was wanted."""
-MISMATCH = {"fp32": 1e-3, "bf16": 0.1}
+MISMATCH = {"exact": 1e-9, "fp32": 1e-3, "bf16": 0.1}
 """Nats a token, for weights of one version. The rounding of fp32 makes about 1e-6 and that of bf16
-about 1e-2. A step's learning, which maxStaleness 1 adds, is seldom more than the latter either."""
+about 1e-2. A step's learning, which maxStaleness 1 adds, is seldom more than the latter either.
+Between deterministic engines and a deterministic trainer it is 0; the bound lets pass a bit here
+and there, and no more."""
 MISMATCH_STOP = 1.0
 """A factor of e at every token: that is no rounding, but another model or another temperature."""
 
@@ -171,7 +173,9 @@ def _entropy(steps: Sequence[Metrics], job: Job) -> Iterator[Alarm]:
 
 def mismatch_bound(job: Job) -> float:
     """How far engine and trainer may differ, as the mean of |log-prob difference| in nats."""
-    return MISMATCH["bf16" if job.rollout.maxStaleness else job.trainer.precision]
+    if job.rollout.maxStaleness:
+        return MISMATCH["bf16"]
+    return MISMATCH["exact" if job.trainer.deterministic else job.trainer.precision]
 
 
 def _mismatch(steps: Sequence[Metrics], job: Job) -> Iterator[Alarm]:
@@ -185,7 +189,8 @@ def _mismatch(steps: Sequence[Metrics], job: Job) -> Iterator[Alarm]:
         f"engine and trainer differ by {values[-1]:.3g} nats a token (mismatch/mean), expected is "
         f"at most {bound:g}",
         "The engines must serve this job's model with the weights of this run and without "
-        "quantisation, in trainer.precision; rollout.temperature must reach them; "
+        "quantisation, in trainer.precision, and in deterministic mode where trainer.deterministic "
+        "is true; rollout.temperature must reach them; "
         "algorithm.importanceCorrection icepop leaves the worst tokens out",
     )
 

@@ -10,11 +10,18 @@ import triton.language as tl
 
 
 @triton.jit
-def _unit(x, place, inside, eps, HALF: tl.constexpr):
-    """Both halves of some heads over their root mean square, and one over that."""
+def _halves(x, place, inside, HALF: tl.constexpr):
+    """Both halves of some heads."""
     columns = tl.arange(0, HALF)[None, :]
     one = tl.load(x + place + columns, mask=inside, other=0.0).to(tl.float32)
     two = tl.load(x + place + HALF + columns, mask=inside, other=0.0).to(tl.float32)
+    return one, two
+
+
+@triton.jit
+def _unit(x, place, inside, eps, HALF: tl.constexpr):
+    """Both halves of some heads over their root mean square, and one over that."""
+    one, two = _halves(x, place, inside, HALF)
     square = (tl.sum(one * one, 1) + tl.sum(two * two, 1)) / (2 * HALF)
     by = tl.rsqrt(square + eps)[:, None]
     return one * by, two * by, by
@@ -52,9 +59,13 @@ def _turn(
     head = first + tl.arange(0, HEADS)[:, None]
     columns = tl.arange(0, HALF)
     inside = (head < heads) & (columns[None, :] < HALF)
-    one, two, _ = _unit(x, token * stride + head * head_stride, inside, eps, HALF)
-    one *= tl.load(weight + columns).to(tl.float32)[None, :]
-    two *= tl.load(weight + HALF + columns).to(tl.float32)[None, :]
+    place = token * stride + head * head_stride
+    if weight is not None:
+        one, two, _ = _unit(x, place, inside, eps, HALF)
+        one *= tl.load(weight + columns).to(tl.float32)[None, :]
+        two *= tl.load(weight + HALF + columns).to(tl.float32)[None, :]
+    else:
+        one, two = _halves(x, place, inside, HALF)
     place = out + (token * heads + head) * (2 * HALF) + columns[None, :]
     kind = out.dtype.element_ty
     tl.store(place, (one * cosine - two * sine).to(kind), mask=inside)
@@ -65,8 +76,8 @@ def _turn(
 def forward(
     q,  # [T, Q, 2 HALF], tokens q_stride and heads q_head_stride apart
     k,  # [T, K, 2 HALF], tokens k_stride and heads k_head_stride apart
-    q_weight,  # [2 HALF]
-    k_weight,  # [2 HALF]
+    q_weight,  # [2 HALF], or None where heads are only rotated
+    k_weight,  # likewise
     cos_sin,  # [P, 2 HALF]
     positions,  # [T]
     q_out,  # [T, Q, 2 HALF]
@@ -138,21 +149,25 @@ def _turn_back(
     HEADS: tl.constexpr,
     HALF: tl.constexpr,
 ):
-    """Gradients of some heads of a token, and their terms of the weight's gradient."""
+    """Gradients of some heads of a token, and their terms of the weight's gradient (0 without)."""
     head = first + tl.arange(0, HEADS)[:, None]
     columns = tl.arange(0, HALF)
     inside = (head < heads) & (columns[None, :] < HALF)
-    one, two, by = _unit(x, token * stride + head * head_stride, inside, eps, HALF)
     place = (token * heads + head) * (2 * HALF) + columns[None, :]
     out_one = tl.load(of_out + place, mask=inside, other=0.0).to(tl.float32)
     out_two = tl.load(of_out + place + HALF, mask=inside, other=0.0).to(tl.float32)
     # The rotation is undone, then RMSNorm's gradient is as in rms_norm.
     slope_one = out_one * cosine + out_two * sine
     slope_two = out_two * cosine - out_one * sine
+    kind = of_x.dtype.element_ty
+    if weight is None:
+        tl.store(of_x + place, slope_one.to(kind), mask=inside)
+        tl.store(of_x + place + HALF, slope_two.to(kind), mask=inside)
+        return tl.zeros_like(slope_one), tl.zeros_like(slope_two)
+    one, two, by = _unit(x, token * stride + head * head_stride, inside, eps, HALF)
     scaled_one = slope_one * tl.load(weight + columns).to(tl.float32)[None, :]
     scaled_two = slope_two * tl.load(weight + HALF + columns).to(tl.float32)[None, :]
     shared = (tl.sum(scaled_one * one, 1) + tl.sum(scaled_two * two, 1))[:, None] / (2 * HALF)
-    kind = of_x.dtype.element_ty
     tl.store(of_x + place, ((scaled_one - one * shared) * by).to(kind), mask=inside)
     tl.store(of_x + place + HALF, ((scaled_two - two * shared) * by).to(kind), mask=inside)
     # Heads that do not exist must not add NaN where the position is unknown.
@@ -171,7 +186,7 @@ def backward(
     positions,
     of_q,  # [T, Q, 2 HALF], out
     of_k,  # [T, K, 2 HALF], out
-    of_weights,  # [programs, 2, 2 HALF] float32, out: sums over a program's tokens
+    of_weights,  # [programs, 2, 2 HALF] float32, out: sums over a program's tokens; or None
     tokens,  # T
     limit,
     q_heads,
@@ -233,9 +248,10 @@ def backward(
             )
             k_one += one
             k_two += two
-    columns = tl.arange(0, HALF)
-    place = of_weights + program.to(tl.int64) * (4 * HALF) + columns
-    tl.store(place, tl.sum(q_one, 0))
-    tl.store(place + HALF, tl.sum(q_two, 0))
-    tl.store(place + 2 * HALF, tl.sum(k_one, 0))
-    tl.store(place + 3 * HALF, tl.sum(k_two, 0))
+    if of_weights is not None:
+        columns = tl.arange(0, HALF)
+        place = of_weights + program.to(tl.int64) * (4 * HALF) + columns
+        tl.store(place, tl.sum(q_one, 0))
+        tl.store(place + HALF, tl.sum(q_two, 0))
+        tl.store(place + 2 * HALF, tl.sum(k_one, 0))
+        tl.store(place + 3 * HALF, tl.sum(k_two, 0))

@@ -1,4 +1,4 @@
-"""`qk_norm_rope` for any device: one launch where it fits, its reference elsewhere."""
+"""`qk_norm_rope` and `rope` for any device: one launch where they fit, else their reference."""
 
 from __future__ import annotations
 
@@ -48,16 +48,24 @@ def qk_norm_rope(
         ValueError: shapes or devices do not fit.
         TypeError: a dtype does not fit.
     """
-    check(q, k, q_weight, k_weight, cos_sin, positions)
+    check(q, k, cos_sin, positions, q_weight=q_weight, k_weight=k_weight)
     found: tuple[Tensor, Tensor] = torch.ops.assay_kernels.qk_norm_rope(
         q, k, q_weight, k_weight, cos_sin, positions, float(eps)
     )
     return found
 
 
-def check(
-    q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos_sin: Tensor, positions: Tensor
-) -> None:
+def rope(q: Tensor, k: Tensor, cos_sin: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """The rotation alone, for models whose heads are not normalised; arguments, result and errors
+    as of `qk_norm_rope`."""
+    check(q, k, cos_sin, positions)
+    found: tuple[Tensor, Tensor] = torch.ops.assay_kernels.qk_norm_rope(
+        q, k, None, None, cos_sin, positions, 0.0
+    )
+    return found
+
+
+def check(q: Tensor, k: Tensor, cos_sin: Tensor, positions: Tensor, **weights: Tensor) -> None:
     """Raises what `qk_norm_rope` says it raises."""
     if q.dim() != 3 or k.dim() != 3 or q.shape[::2] != k.shape[::2]:
         raise ValueError(
@@ -66,7 +74,7 @@ def check(
     tokens, _, width = q.shape
     if not width or width % 2:
         raise ValueError(f"heads must have an even number of elements, not {width}")
-    floats = {"q": q, "k": k, "q_weight": q_weight, "k_weight": k_weight, "cos_sin": cos_sin}
+    floats = {"q": q, "k": k, **weights, "cos_sin": cos_sin}
     for name, tensor in floats.items():
         if not tensor.is_floating_point():
             raise TypeError(f"{name} must be of a float dtype, not {tensor.dtype}")
@@ -74,7 +82,7 @@ def check(
         raise TypeError(f"k must be {q.dtype}, not {k.dtype}")
     if positions.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"positions must be int32 or int64, not {positions.dtype}")
-    for name, tensor in (("q_weight", q_weight), ("k_weight", k_weight)):
+    for name, tensor in weights.items():
         if tensor.shape != (width,):
             raise ValueError(f"{name} must be [{width}], not {list(tensor.shape)}")
     if cos_sin.dim() != 2 or cos_sin.shape[1] != width or not len(cos_sin):
@@ -103,11 +111,15 @@ def _dense(x: Tensor) -> Tensor:
     return x if x.stride(2) == 1 else x.contiguous()
 
 
+def _weight(weight: Tensor | None) -> Tensor | None:
+    return None if weight is None else weight.contiguous()
+
+
 def _forward(
     q: Tensor,
     k: Tensor,
-    q_weight: Tensor,
-    k_weight: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
     cos_sin: Tensor,
     positions: Tensor,
     eps: float,
@@ -126,8 +138,8 @@ def _forward(
     kernel.forward[(tokens, parts)](
         q,
         k,
-        q_weight.contiguous(),
-        k_weight.contiguous(),
+        _weight(q_weight),
+        _weight(k_weight),
         cos_sin.contiguous(),
         positions.contiguous(),
         q_out,
@@ -152,13 +164,13 @@ def _backward(
     of_k_out: Tensor,
     q: Tensor,
     k: Tensor,
-    q_weight: Tensor,
-    k_weight: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
     cos_sin: Tensor,
     positions: Tensor,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k and both weights."""
+    """Gradients of q, k and both weights; empty ones where there are no weights."""
     if not OP.fused(why_not(q)):
         return reference.backward(
             of_q_out, of_k_out, q, k, q_weight, k_weight, cos_sin, positions, eps
@@ -166,7 +178,7 @@ def _backward(
     of_q, of_k = _shapes(q, k)
     tokens, q_heads, width = q.shape
     if not tokens:
-        return of_q, of_k, torch.zeros_like(q_weight), torch.zeros_like(k_weight)
+        return of_q, of_k, *(_nothing(w, q).zero_() for w in (q_weight, k_weight))
     from assay_kernels.qk_norm_rope import kernel  # noqa: PLC0415 (needs Triton)
 
     q, k = _dense(q), _dense(k)
@@ -177,13 +189,13 @@ def _backward(
         of_k_out.contiguous(),
         q,
         k,
-        q_weight.contiguous(),
-        k_weight.contiguous(),
+        _weight(q_weight),
+        _weight(k_weight),
         cos_sin.contiguous(),
         positions.contiguous(),
         of_q,
         of_k,
-        sums,
+        None if q_weight is None else sums,
         tokens,
         len(cos_sin),
         q_heads,
@@ -198,8 +210,15 @@ def _backward(
         HALF=width // 2,
         num_warps=4,
     )
+    if q_weight is None or k_weight is None:
+        return of_q, of_k, _nothing(None, q), _nothing(None, q)
     of_q_weight, of_k_weight = sums.sum(0)
     return of_q, of_k, of_q_weight.to(q_weight.dtype), of_k_weight.to(k_weight.dtype)
+
+
+def _nothing(weight: Tensor | None, like: Tensor) -> Tensor:
+    """Memory for a weight's gradient; of no size where there is no weight."""
+    return like.new_empty(0) if weight is None else weight.new_empty(weight.shape)
 
 
 def _shapes(q: Tensor, k: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
@@ -211,12 +230,12 @@ def _gradient_shapes(
     of_k_out: Tensor,
     q: Tensor,
     k: Tensor,
-    q_weight: Tensor,
-    k_weight: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
     *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    one, other, third, fourth = (x.new_empty(x.shape) for x in (q, k, q_weight, k_weight))
-    return one, other, third, fourth
+    one, other = (x.new_empty(x.shape) for x in (q, k))
+    return one, other, _nothing(q_weight, q), _nothing(k_weight, q)
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -225,14 +244,18 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> 
 
 
 def _differentiate(ctx: Any, of_q_out: Tensor, of_k_out: Tensor) -> tuple[Tensor | None, ...]:
-    found = torch.ops.assay_kernels.qk_norm_rope_backward(
+    of_q, of_k, *of_weights = torch.ops.assay_kernels.qk_norm_rope_backward(
         of_q_out, of_k_out, *ctx.saved_tensors, ctx.eps
     )
-    return *found, None, None, None
+    weights = (
+        found if wanted else None
+        for found, wanted in zip(of_weights, ctx.needs_input_grad[2:4], strict=True)
+    )
+    return of_q, of_k, *weights, None, None, None
 
 
 _INPUTS = (
-    "Tensor q, Tensor k, Tensor q_weight, Tensor k_weight, Tensor cos_sin, Tensor positions, "
+    "Tensor q, Tensor k, Tensor? q_weight, Tensor? k_weight, Tensor cos_sin, Tensor positions, "
     "float eps"
 )
 _library = torch.library.Library("assay_kernels", "FRAGMENT")

@@ -18,8 +18,8 @@ from torch import Tensor
 def qk_norm_rope(
     q: Tensor,
     k: Tensor,
-    q_weight: Tensor,
-    k_weight: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
     cos_sin: Tensor,
     positions: Tensor,
     eps: float = 1e-6,
@@ -29,8 +29,8 @@ def qk_norm_rope(
     Args:
         q: [T, Q, D] of any float dtype, D even.
         k: [T, K, D].
-        q_weight: [D].
-        k_weight: [D].
+        q_weight: [D]; None where heads are only rotated.
+        k_weight: likewise.
         cos_sin: [P, D] cosines, then sines, of D / 2 angles a position.
         positions: [T] integers; where one is outside the table, the token's heads are NaN.
         eps: added to the mean square.
@@ -40,9 +40,11 @@ def qk_norm_rope(
     """
     cosine, sine = _angles(cos_sin, positions)
 
-    def turned(x: Tensor, weight: Tensor) -> Tensor:
-        unit, _ = _unit(x, eps)
-        one, two = (unit * weight.to(unit.dtype)).chunk(2, -1)
+    def turned(x: Tensor, weight: Tensor | None) -> Tensor:
+        unit = x.to(torch.promote_types(x.dtype, torch.float32))
+        if weight is not None:
+            unit = _unit(x, eps)[0] * weight.to(unit.dtype)
+        one, two = unit.chunk(2, -1)
         c, s = cosine.to(unit.dtype), sine.to(unit.dtype)
         return torch.cat((one * c - two * s, two * c + one * s), -1).to(x.dtype)
 
@@ -54,8 +56,8 @@ def backward(
     of_k_out: Tensor,
     q: Tensor,
     k: Tensor,
-    q_weight: Tensor,
-    k_weight: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
     cos_sin: Tensor,
     positions: Tensor,
     eps: float,
@@ -63,15 +65,17 @@ def backward(
     """The gradients that autograd finds through `qk_norm_rope`, for where it cannot be used.
 
     Returns:
-        Of q, k, q_weight and k_weight, each in its dtype.
+        Of q, k, q_weight and k_weight, each in its dtype; empty ones where there are no weights.
     """
     cosine, sine = _angles(cos_sin, positions)
 
-    def turned_back(of_out: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def turned_back(of_out: Tensor, x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
         unit, by = _unit(x, eps)
         one, two = of_out.to(unit.dtype).chunk(2, -1)
         c, s = cosine.to(unit.dtype), sine.to(unit.dtype)
         slope = torch.cat((one * c + two * s, two * c - one * s), -1)
+        if weight is None:
+            return slope.to(x.dtype), x.new_empty(0)
         scaled = slope * weight.to(unit.dtype)
         of_x = (scaled - unit * (scaled * unit).mean(-1, keepdim=True)) * by
         return of_x.to(x.dtype), (slope * unit).sum((0, 1)).to(weight.dtype)
