@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from re import _parser  # type: ignore[attr-defined]
 from typing import Any
 
 LONGEST = 65_536
@@ -20,6 +21,9 @@ DEEPEST = 64
 """Levels of a schema, and of parentheses in an expression."""
 MOST_REPEATS = 10_000
 """Repeats of one part of an expression, nested ones multiplied; items or characters of a schema."""
+
+SOME_REPEATS = 16
+"""Repeats up to which a part of a stop expression counts as not repeated."""
 
 _COUNT = re.compile(r"\{\s*(\d*)\s*(?:,\s*(\d*)\s*)?\}")
 _BOUNDS = (
@@ -60,19 +64,47 @@ def stop_regex_fault(pattern: str) -> str:
     """What speaks against matching an expression against the text after every token.
 
     Python matches it, by backtracking: a repeated part that repeats something itself, or has
-    alternatives, can take longer than anyone waits.
+    alternatives, or that is repeated twice in a row, can take longer than anyone waits. That is what
+    is looked for; it is not all that can be slow.
     """
     fault = regex_fault(pattern, "stop_regex")
     if fault:
         return fault
     try:
         re.compile(pattern)
+        parsed = _parser.parse(pattern)
     except (re.error, RecursionError, OverflowError) as error:
         return f"stop_regex cannot be compiled: {error}"
-    for group, repeated in _groups(pattern):
-        if repeated and re.search(r"(?<!\\)[*+{|]", group):
-            return "stop_regex repeats a group that itself repeats something or has alternatives"
-    return ""
+    return "" if _prompt(parsed) else "stop_regex can take too long: it repeats what repeats"
+
+
+def _prompt(parsed: Any, inside: bool = False) -> bool:
+    """Whether no part of an expression backtracks into another.
+
+    Args:
+        parsed: what Python's own parser made of it.
+        inside: whether the part is repeated.
+    """
+    before = ""
+    for kind, value in parsed:
+        repeats = str(kind) in {"MAX_REPEAT", "MIN_REPEAT"} and value[1] > SOME_REPEATS
+        repeated = str(value[2]) if repeats else ""
+        again = repeats and repeated == before
+        if again or inside and (repeats or str(kind) == "BRANCH"):
+            return False
+        if not all(_prompt(part, inside or repeats) for part in _parts(value)):
+            return False
+        before = repeated
+    return True
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """The expressions in an argument of Python's parser."""
+    if isinstance(value, _parser.SubPattern):
+        yield value
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from _parts(part)
 
 
 def _part_fault(part: dict[str, Any], name: str) -> str:
@@ -147,24 +179,3 @@ def _repeats_fault(text: str, name: str) -> str:
             return f"{name} repeats a part more than {MOST_REPEATS} times"
         place += 0 if count else 1
     return ""
-
-
-def _groups(pattern: str) -> Iterator[tuple[str, bool]]:
-    """What stands in each pair of parentheses, and whether it is repeated without a small bound."""
-    starts: list[int] = []
-    place = 0
-    while place < len(pattern):
-        sign = pattern[place]
-        if sign == "\\":
-            place += 2
-            continue
-        if sign == "[":
-            end = re.compile(r"\^?\]?(?:[^\]\\]|\\.)*\]").match(pattern, place + 1)
-            place = end.end() if end else len(pattern)
-            continue
-        if sign == "(":
-            starts.append(place + 1)
-        elif sign == ")" and starts:
-            group = pattern[starts.pop() : place]
-            yield group, pattern[place + 1 : place + 2] in {"*", "+", "{"}
-        place += 1
