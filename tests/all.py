@@ -16,7 +16,7 @@ from tests.assay import on_a_cluster
 from tests.cluster.errors import ClusterError
 from tests.cluster.settings import REPOSITORY
 
-FOLDERS = ("tests/trainer", "tests/engine", "tests/integration", "tests/e2e")
+FOLDERS = ("tests/trainer", "tests/kernels", "tests/engine", "tests/integration", "tests/e2e")
 
 
 def main(arguments: list[str]) -> int:

@@ -98,7 +98,14 @@ RECIPES = (
     ),
     # Engine and router alike: both are packages in the environment that the nodes mount.
     Recipe(
-        "engine-cpu", "images/engine/Dockerfile.cpu", "images/engine", ("launch.py",), target="slim"
+        "engine-cpu",
+        "images/engine/Dockerfile.cpu",
+        ".",
+        (
+            *("pyproject.toml", "kernels/assay_kernels"),
+            *("images/engine/launch.py", "images/engine/add_plugin.py"),
+        ),
+        target="slim",
     ),
     # Trainer, gate and inspection: they too find most packages in that environment.
     Recipe(

@@ -40,9 +40,11 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(engine_env: EngineEnv, model: Path, folder: Path, port: int) -> Iterator[Server]:
+def running(
+    engine_env: EngineEnv, model: Path, folder: Path, port: int, *arguments: str, **environment: str
+) -> Iterator[Server]:
     """A server that is ready, until the block ends."""
-    server = start(engine_env, model, folder, port)
+    server = start(engine_env, model, folder, port, *arguments, **environment)
     try:
         wait_until_ready(server)
         yield server
@@ -53,13 +55,15 @@ def running(engine_env: EngineEnv, model: Path, folder: Path, port: int) -> Iter
         server.kill()
 
 
-def start(engine_env: EngineEnv, model: Path, folder: Path, port: int) -> Server:
-    """A server that is not ready yet."""
+def start(
+    engine_env: EngineEnv, model: Path, folder: Path, port: int, *arguments: str, **environment: str
+) -> Server:
+    """A server that is not ready yet, with more arguments and environment than the profile's."""
     log = folder / "log"
     with log.open("ab") as output:
         process = subprocess.Popen(
-            launch_line(engine_env, port),
-            env=launch_environment(engine_env, folder, model),
+            launch_line(engine_env, port, *arguments),
+            env={**launch_environment(engine_env, folder, model), **environment},
             cwd=folder,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -64,8 +64,8 @@ def stop_regex_fault(pattern: str) -> str:
     """What speaks against matching an expression against the text after every token.
 
     Python matches it, by backtracking: a repeated part that repeats something itself, or has
-    alternatives, or that is repeated twice in a row, can take longer than anyone waits. That is what
-    is looked for; it is not all that can be slow.
+    alternatives, or that is repeated twice in a row, can take longer than anyone waits. That is
+    what is looked for; it is not all that can be slow.
     """
     fault = regex_fault(pattern, "stop_regex")
     if fault:
@@ -90,7 +90,7 @@ def _prompt(parsed: Any, inside: bool = False) -> bool:
         repeats = str(kind) in {"MAX_REPEAT", "MIN_REPEAT"} and value[1] > SOME_REPEATS
         repeated = str(value[2]) if repeats else ""
         again = repeats and repeated == before
-        if again or inside and (repeats or str(kind) == "BRANCH"):
+        if again or (inside and (repeats or str(kind) == "BRANCH")):
             return False
         if not all(_prompt(part, inside or repeats) for part in _parts(value)):
             return False

@@ -31,7 +31,12 @@ _NUMBERS = (
     *("temperature", "top_p", "min_p", "frequency_penalty", "presence_penalty"),
     "repetition_penalty",
 )
-_COUNTS = ("max_new_tokens", "min_new_tokens", "stream_interval", "beam_width")
+_COUNTS = {
+    "max_new_tokens": (0, _INT32),
+    "min_new_tokens": (0, _INT32),
+    "stream_interval": (1, _INT32),
+    "beam_width": (1, 256),
+}
 _FLAGS = (
     *("ignore_eos", "skip_special_tokens", "spaces_between_special_tokens", "no_stop_trim"),
     "ebnf_full_assistant",
@@ -148,10 +153,10 @@ def check_sampling(params: Mapping[str, Any], limits: Limits) -> None:
         value = params.get(name)
         if value is not None and not _finite(value):
             raise Refused(f"{name} must be a finite number, not {_short(value)}")
-    for name in _COUNTS:
+    for name, (least, most) in _COUNTS.items():
         value = params.get(name)
-        if value is not None and (not _whole(value) or not 0 <= value <= _INT32):
-            raise Refused(f"{name} must be a whole number in [0, {_INT32}], not {_short(value)}")
+        if value is not None and (not _whole(value) or not least <= value <= most):
+            raise Refused(f"{name} must be a whole number in [{least}, {most}], not {_short(value)}")
     for name in _FLAGS:
         value = params.get(name)
         if value is not None and not isinstance(value, bool):

@@ -14,6 +14,7 @@ active: see `active.report`.
 from __future__ import annotations
 
 import functools
+import importlib
 import logging
 import os
 import sys
@@ -24,9 +25,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from assay_kernels.integrations import active
+import torch
+
+from assay_kernels import registry
+from assay_kernels.integrations import active, sglang_layers, sglang_sampler
 from assay_kernels.integrations.active import HTTP, SCHEDULER, Engine, ProcessRecord
 from assay_kernels.integrations.gates import Calls, Installed, Patch, records
+from assay_kernels.registry import Uses
 
 KERNELS = "ASSAY_KERNELS"
 FOLDER = "ASSAY_KERNELS_DIR"
@@ -59,7 +64,12 @@ def install() -> None:
     """SGLang calls this once in each process, before it imports models."""
     place, folder, kernels = place_of_caller(), shared_folder(os.environ), wanted(os.environ)
     if place.role == SCHEDULER:
-        ops = install_ops(kernels)
+        try:
+            ops = install_ops(kernels)
+        except Exception as error:
+            # SGLang would log it and go on; so it is published, and nobody takes it for success.
+            _log.exception("the kernels could not be installed")
+            ops = {"plugin": _failed(error)}
         active.keep_writing(folder, lambda: _record(place, ops))
     elif place.role == HTTP:
         for stale in folder.glob("*.json"):
@@ -118,9 +128,6 @@ def install_ops(kernels: str) -> dict[str, Installed]:
 
 def known_ops(on_gpu: bool) -> dict[str, Installed]:
     """All ops that SGLang has a place for, by name."""
-    from assay_kernels import registry  # noqa: PLC0415 (torch is slow to import)
-    from assay_kernels.integrations import sglang_layers, sglang_sampler  # noqa: PLC0415
-
     forward = "forward_cuda" if on_gpu else "forward_native"
     places: dict[str, Callable[[Calls], list[Patch]]] = {
         "matmul": sglang_layers.matmul,
@@ -130,17 +137,22 @@ def known_ops(on_gpu: bool) -> dict[str, Installed]:
         "silu_mul": lambda calls: [sglang_layers.silu_mul(calls, forward)],
     }
     found = {}
-    for name, op in registry.ops().items():
-        if name in places:
-            calls = Calls()
-            obstacle = functools.partial(_obstacle, op) if on_gpu else lambda: None
-            found[name] = Installed(places[name](calls), calls, op.uses, obstacle)
+    for name, patches in places.items():
+        # Not all of registry.ops(): the trainer's need the trainer.
+        op, calls = importlib.import_module(registry.OPS[name]).OP, Calls()
+        obstacle = functools.partial(_obstacle, op) if on_gpu else lambda: None
+        found[name] = Installed(patches(calls), calls, op.uses, obstacle)
     return found
 
 
-def _obstacle(op: Any) -> str | None:
-    import torch  # noqa: PLC0415 (slow to import)
+def _failed(error: Exception) -> Installed:
+    """What stands in the record where nothing could be installed."""
+    nothing = Installed((), Calls(), lambda: Uses(0, {}))
+    nothing.refuse(f"{type(error).__name__}: {error}")
+    return nothing
 
+
+def _obstacle(op: registry.Op) -> str | None:
     why_not: str | None = op.obstacle(torch.device("cuda"))
     return why_not
 
@@ -149,8 +161,7 @@ def install_hardening(folder: Path, kernels: str) -> None:
     """Refuses what would end the engine, and says on a route which kernels are active."""
     from sglang.srt.entrypoints.http_server import app  # noqa: PLC0415 (only where SGLang is)
 
-    from assay_kernels.integrations import sglang_requests  # noqa: PLC0415
-    from assay_kernels.registry import Uses  # noqa: PLC0415
+    from assay_kernels.integrations import sglang_requests  # noqa: PLC0415 (needs SGLang's msgspec)
 
     hardening = Installed(sglang_requests.patches(), Calls(), lambda: Uses(0, {}), known=())
     hardening.install(_version("sglang"), _register)

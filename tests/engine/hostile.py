@@ -1,0 +1,145 @@
+"""Requests to SGLang's /generate that end a server, or might: by name, and at random."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+Body = dict[str, Any]
+PROMPT = "2 + 3 ="
+
+
+def _sampling(**params: Any) -> Body:
+    return {"text": PROMPT, "sampling_params": {"max_new_tokens": 4, **params}}
+
+
+def _request(**fields: Any) -> Body:
+    return {"text": PROMPT, "sampling_params": {"max_new_tokens": 4}, **fields}
+
+
+def _tokens(*ids: Any) -> Body:
+    return {"input_ids": list(ids), "sampling_params": {"max_new_tokens": 4}}
+
+
+REFUSED: dict[str, Body] = {
+    "a token above the vocabulary": _tokens(1, 2, 10**6),
+    "the first token above the vocabulary": _tokens(1, 768),
+    "a negative token": _tokens(1, -2),
+    "a token of more than 64 bits": _tokens(2**70),
+    "one bad prompt of two": _tokens([1, 2], [1, 768]),
+    "an empty text": {"text": "", "sampling_params": {}},
+    "an empty list of texts": {"text": [], "sampling_params": {}},
+    "no tokens": _tokens(),
+    "an empty prompt of two": _tokens([1], []),
+    "rows of embeddings": {"input_embeds": [[0.1] * 3], "sampling_params": {}},
+    "a temperature that is no number": _sampling(temperature=float("nan")),
+    "a temperature beyond float32": _sampling(temperature=1e300),
+    "a temperature in words": _sampling(temperature="hot"),
+    "top_k beyond 32 bits": _sampling(top_k=2**31),
+    "a broken top_k": _sampling(top_k=1.5),
+    "a top_p that is no number": _sampling(top_p=float("nan")),
+    "an infinite penalty": _sampling(frequency_penalty=float("inf")),
+    "a billion samples": _sampling(n=10**9),
+    "no samples": _sampling(n=0),
+    "samples in words": _sampling(n="3"),
+    "tokens beyond 64 bits": _sampling(max_new_tokens=2**70),
+    "tokens beyond 32 bits": _sampling(max_new_tokens=2**40),
+    "more least tokens than fit": _sampling(min_new_tokens=2**20, max_new_tokens=None),
+    "a bias that is no number": _sampling(logit_bias={"5": float("nan")}),
+    "a bias beyond float32": _sampling(logit_bias={"5": 1e39}),
+    "a bias outside the vocabulary": _sampling(logit_bias={"100000": 1}),
+    "a bias of a negative token": _sampling(logit_bias={"-1": 1}),
+    "biases in a list": _sampling(logit_bias=[1]),
+    "a stop token outside the vocabulary": _sampling(stop_token_ids=[10**6], min_new_tokens=2),
+    "a negative stop token": _sampling(stop_token_ids=[-5], min_new_tokens=2),
+    "a flag in words": _sampling(ignore_eos="yes"),
+    "an unknown parameter": _sampling(foo=1),
+    "parameters of a kind that cannot travel": _sampling(custom_params={"a": {"b": {"c": 1}}}),
+    "a seed beyond 64 bits": _sampling(sampling_seed=2**64),
+    "an expression that repeats a billion times": _sampling(regex="((a{1,999}){1,999}){1,999}"),
+    "an expression that does not end": _sampling(regex="("),
+    "a stop expression that takes for ever": _sampling(stop_regex="(a+)+$"),
+    "a schema that is no JSON": _sampling(json_schema="{"),
+    "a schema of 3,000 levels": _sampling(json_schema='{"a":' * 3000 + "1" + "}" * 3000),
+    "a schema of a billion characters": _sampling(
+        json_schema='{"type": "string", "minLength": 1000000000}'
+    ),
+    "more best tokens than there are": _request(return_logprob=True, top_logprobs_num=10**6),
+    "fewer best tokens than none": _request(return_logprob=True, top_logprobs_num=-1),
+    "log-probs from before the prompt": _request(return_logprob=True, logprob_start_len=-7),
+    "log-probs of a token outside the vocabulary": _request(
+        return_logprob=True, token_ids_logprob=[10**6]
+    ),
+    "embeddings in the midst": _request(positional_embed_overrides={"a": 1}),
+    "items that end outside the prompt": _request(multi_item_delimiter_indices=[10**9]),
+    "places outside the prompt": _request(token_indices_to_pool=[10**9]),
+    "another process to answer to": _request(http_worker_ipc="ipc:///tmp/nobody"),
+    "a session that is none": _request(session_params={"foo": 1}),
+}
+
+SERVED: dict[str, Body] = {
+    "all tokens of the vocabulary": _tokens(*range(0, 768, 8)),
+    "a hot request": _sampling(temperature=100.0),
+    "an almost greedy one": _sampling(temperature=1e-5),
+    "the longest top_k": _sampling(top_k=2**31 - 1),
+    "biases": _sampling(logit_bias={"5": -100, "6": 100}),
+    "stop tokens": _sampling(stop_token_ids=[4, 5], min_new_tokens=2),
+    "several samples": _sampling(n=3),
+    "a schema": _sampling(json_schema='{"type": "object"}', max_new_tokens=16),
+    "an expression": _sampling(regex="[0-9]{1,3}"),
+    "a stop expression": _sampling(stop_regex=r"\d+"),
+    "a first best token": _request(return_logprob=True, top_logprobs_num=1, logprob_start_len=0),
+    "all best tokens": _request(return_logprob=True, top_logprobs_num=768),
+}
+
+_VALUES: tuple[Any, ...] = (
+    *(None, True, False, "", "x", [], {}, [None], [[]], {"a": None}),
+    *(0, 1, -1, 2, 7, 767, 768, 2**31 - 1, 2**31, 2**53, 2**63 - 1, 2**63, -(2**63)),
+    *(0.0, -0.0, 0.5, 1e-7, 1e-30, 1e30, 1e38, 1e300, -1.0),
+    *([1], [-1], [767], [768], [1.5], ["a"], [[1, 2], [3]], [1, [2]]),
+    *({"5": 1}, {"5": 1e30}, {"768": 1}, {"id": "s"}, {"0": -1e9, "1": 1e9}),
+    *("(", "a*", "(a|b)*", "[^a]{2,9}", "root ::= [a-z]", '{"type": "string"}', '{"$ref": "#"}'),
+)
+_PARAMS = (
+    *("temperature", "top_p", "top_k", "min_p", "n", "max_new_tokens", "min_new_tokens", "stop"),
+    *("stop_token_ids", "stop_regex", "frequency_penalty", "presence_penalty", "logit_bias"),
+    *("repetition_penalty", "json_schema", "regex", "ebnf", "structural_tag", "ignore_eos"),
+    *("skip_special_tokens", "spaces_between_special_tokens", "no_stop_trim", "sampling_seed"),
+    *("custom_params", "stream_interval", "beam_width", "watermark"),
+)
+_FIELDS = (
+    *("rid", "session_id", "input_ids", "image_data", "video_data", "audio_data", "mm_hashes"),
+    *("return_logprob", "logprob_start_len", "top_logprobs_num", "token_ids_logprob"),
+    *("return_sampling_mask", "sampling_logprobs_mode", "return_text_in_logprobs", "stream"),
+    *("return_flat_raw_top_logprobs", "return_hidden_states", "return_routed_experts"),
+    *("routed_experts_start_len", "return_indexer_topk", "modalities", "session_params"),
+    *("lora_path", "lora_id", "custom_logit_processor", "positional_embed_overrides"),
+    *("bootstrap_host", "bootstrap_port", "bootstrap_room", "routed_dp_rank", "priority"),
+    *("disagg_prefill_dp_rank", "routing_key", "conversation_id", "require_reasoning"),
+    *("max_thinking_tokens", "extra_key", "no_logs", "custom_labels", "return_entropy"),
+    *("return_prompt_token_ids", "need_wait_for_mm_inputs", "num_items_assigned", "encoder_urls"),
+    *("multi_item_delimiter_indices", "token_indices_to_pool", "cache_salt", "kv_hints"),
+)
+
+
+def mutated(draw: random.Random) -> Body:
+    """A request with up to four fields and parameters changed to something else.
+
+    Values are from a list of those that were seen to break things, in programs like this one: the
+    ends of integers, numbers just beyond a range, lists and objects in the place of numbers.
+    """
+    params: Body = {"max_new_tokens": draw.randint(1, 6), "temperature": draw.choice((0, 1))}
+    body: Body = {"text": PROMPT, "sampling_params": params}
+    for _ in range(draw.randint(1, 4)):
+        if draw.random() < 0.6:
+            params[draw.choice(_PARAMS)] = draw.choice(_VALUES)
+        else:
+            body[draw.choice(_FIELDS)] = draw.choice(_VALUES)
+    if body.get("input_ids") is not None:
+        del body["text"]
+    if draw.random() < 0.1:
+        body["text"] = [PROMPT, "4 +"]
+        body["sampling_params"] = [params, {"max_new_tokens": 2}]
+    assert json.dumps(body)
+    return body
