@@ -181,9 +181,7 @@ def test_attention_of_another_kind_stays_sglangs(
     layer: SimpleNamespace, positions: Tensor, why_not: str
 ) -> None:
     calls = Calls()
-    assert (
-        sglang_layers.qk_norm_rope(calls).around(stock, layer, positions, rows(3, 16)) == "stock"
-    )
+    assert sglang_layers.qk_norm_rope(calls).around(stock, layer, positions, rows(3, 16)) == "stock"
     assert calls.reasons() == {why_not: 1}
 
 
@@ -244,9 +242,7 @@ def sample(
     around = sglang_sampler.sampler(calls or Calls()).around
     positions = torch.arange(size) + 5
     sampler = own_sampler()
-    tokens = around(
-        stock, sampler, output, info, log_probs, [0] * size, [None] * size, positions
-    )
+    tokens = around(stock, sampler, output, info, log_probs, [0] * size, [None] * size, positions)
     assert tokens is sampler.__dict__.get("synced", tokens)
     return tokens, output
 
