@@ -105,6 +105,7 @@ def _case(kind: str, says: str, changes: Json) -> Refused:
 GATE = {"suite": {"configMap": "heldout"}}
 MADE_ITEMS = "reasoning-gym://number_sorting"
 WEIGHING = {"suite": {"configMap": "heldout"}, "minScore": 0.5}
+ON_CPU = {"steps": 40, "accelerator": "cpu"}
 MADE_BY = {"name": "solver", "uid": "0-1", "step": 20, "version": "1.20"}
 
 REFUSED: tuple[Refused, ...] = (
@@ -159,6 +160,23 @@ REFUSED: tuple[Refused, ...] = (
     _job("multiple of updatesPerStep", trainer={"steps": 40, "updatesPerStep": 3}),
     _job("more than steps", trainer={"steps": 40, "warmupSteps": 41}),
     _job("one process", trainer={"steps": 40, "accelerator": "cpu", "gpusPerNode": 2}),
+    _job("trainer.kernels fused needs", trainer={**ON_CPU, "kernels": "fused"}),
+    _job("trainer.deterministic needs a GPU", trainer={**ON_CPU, "deterministic": True}),
+    _job(
+        "trainer.deterministic needs a GPU",
+        trainer={"steps": 40, "deterministic": True, "kernels": "stock"},
+    ),
+    _job(
+        "trainer.deterministic needs a GPU",
+        trainer={"steps": 40, "deterministic": True, "precision": "fp32"},
+    ),
+    _job("go together", trainer={"steps": 40, "deterministic": True}),
+    _job("go together", rollout__engine={"deterministic": True}),
+    _job(
+        "cannot be stock",
+        trainer={"steps": 40, "deterministic": True},
+        rollout__engine={"deterministic": True, "kernels": "stock"},
+    ),
     _job("--port", rollout__engine={"extraArgs": ["--port=1"]}),
     _job("needs a GPU", rollout__engine={"accelerator": "cpu", "deterministic": True}),
     _job(

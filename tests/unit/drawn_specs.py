@@ -166,6 +166,9 @@ def fitting(spec: Json) -> Json:
     )
     if trainer.get("accelerator") == "cpu":
         trainer["gpusPerNode"] = 1
+        if trainer.get("kernels") == "fused":
+            del trainer["kernels"]
+    _exact_or_not(trainer, spec.setdefault("rollout", {}).setdefault("engine", {}))
     longest = spec["data"].get("maxPromptTokens", 1024)
     longest += spec.get("rollout", {}).get("maxTokens", 512)
     trainer["tokensPerMicroBatch"] = max(trainer.get("tokensPerMicroBatch", 0), longest)
@@ -206,12 +209,21 @@ def _fitting_parts(spec: Json) -> Json:
     engine = spec.get("rollout", {}).get("engine", {})
     # Any text could be an argument that Assay sets itself.
     engine.pop("extraArgs", None)
-    if engine.get("accelerator") == "cpu":
-        engine.pop("deterministic", None)
     for node in (data, spec.get("evaluation", {}).get("suite", {})):
         if "source" in node:
             node["source"] = _once(node["source"])
     return spec
+
+
+def _exact_or_not(trainer: Json, engine: Json) -> None:
+    """Both deterministic or neither, and that only where it can be."""
+    cannot = [
+        "cpu" in (trainer.get("accelerator"), engine.get("accelerator")),
+        "stock" in (trainer.get("kernels"), engine.get("kernels")),
+        trainer.get("precision") == "fp32",
+    ]
+    exact = trainer.get("deterministic", False) and not any(cannot)
+    trainer["deterministic"] = engine["deterministic"] = exact
 
 
 def _once(source: str) -> str:

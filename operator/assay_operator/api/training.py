@@ -159,6 +159,11 @@ _UPDATES_HELP = (
 )
 _WARMUP_HELP = "warmupSteps cannot be more than steps"
 _CPU_HELP = "with accelerator cpu a node has one process: leave gpusPerNode at 1, raise nodes"
+_FUSED_HELP = "trainer.kernels fused needs a GPU: choose auto, or another trainer.accelerator"
+_EXACT_HELP = (
+    "trainer.deterministic needs a GPU, precision bf16 and other kernels than stock: its bits are "
+    "those of the engines"
+)
 
 
 class Trainer(ApiModel):
@@ -169,6 +174,12 @@ class Trainer(ApiModel):
             cel("self.promptsPerStep % self.updatesPerStep == 0", _UPDATES_HELP),
             cel("self.warmupSteps <= self.steps", _WARMUP_HELP),
             cel("self.accelerator != 'cpu' || self.gpusPerNode == 1", _CPU_HELP),
+            cel("self.accelerator != 'cpu' || self.kernels != 'fused'", _FUSED_HELP),
+            cel(
+                "!self.deterministic || (self.accelerator != 'cpu' && self.precision == 'bf16' && "
+                "self.kernels != 'stock')",
+                _EXACT_HELP,
+            ),
         )
     )
 
@@ -220,6 +231,17 @@ class Trainer(ApiModel):
         le=1_000_000_000,
         description="Tokens whose logits are in memory at the same time.",
     )
+    kernels: Literal["auto", "fused", "stock"] = Field(
+        "auto",
+        description="Whether head and loss go through Assay's kernels. auto: on GPUs where they "
+        "can run; fused: in any case, or the run does not begin; stock: never.",
+    )
+    deterministic: bool = Field(
+        False,
+        description="Whether the model runs with the operations of engines in deterministic mode, "
+        "so that log-probs are the engines' bit for bit (docs/training.md). It goes together with "
+        "rollout.engine.deterministic.",
+    )
     resources: Resources | None = Field(
         None, description="Requests and limits of the trainer's container, over our own."
     )
@@ -236,8 +258,14 @@ class Trainer(ApiModel):
             raise ValueError(_UPDATES_HELP)
         if self.warmupSteps > self.steps:
             raise ValueError(_WARMUP_HELP)
-        if self.accelerator == "cpu" and self.gpusPerNode != 1:
+        on_cpu = self.accelerator == "cpu"
+        if on_cpu and self.gpusPerNode != 1:
             raise ValueError(_CPU_HELP)
+        if on_cpu and self.kernels == "fused":
+            raise ValueError(_FUSED_HELP)
+        stock = self.kernels == "stock"
+        if self.deterministic and (on_cpu or stock or self.precision != "bf16"):
+            raise ValueError(_EXACT_HELP)
         return self
 
 

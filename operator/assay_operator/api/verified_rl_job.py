@@ -51,6 +51,15 @@ _MULTIPLE_HELP = (
     "evaluation.every must be a multiple of checkpoint.every or the other way round: otherwise "
     "most checkpoints would have no score"
 )
+_EXACT_HELP = (
+    "trainer.deterministic and rollout.engine.deterministic go together: such engines draw each "
+    "completion of a prompt alike unless the trainer gives each a seed, and the trainer's bits are "
+    "those of such engines only"
+)
+_EXACT_KERNELS_HELP = (
+    "with trainer.deterministic, rollout.engine.kernels cannot be stock: the trainer's bits are "
+    "those of the fused kernels"
+)
 
 Size = Annotated[
     str,
@@ -161,6 +170,12 @@ class VerifiedRLJobSpec(ApiModel):
                 "self.checkpoint.every % self.evaluation.every == 0",
                 _MULTIPLE_HELP,
             ),
+            cel("self.trainer.deterministic == self.rollout.engine.deterministic", _EXACT_HELP),
+            cel(
+                "!self.trainer.deterministic || !has(self.rollout.engine.kernels) || "
+                "self.rollout.engine.kernels != 'stock'",
+                _EXACT_KERNELS_HELP,
+            ),
         )
     )
 
@@ -218,6 +233,7 @@ class VerifiedRLJobSpec(ApiModel):
         longest = self.data.maxPromptTokens + self.rollout.maxTokens
         context, steps, every = self.model.contextLength, self.trainer.steps, self.checkpoint.every
         weighed = self.evaluation.every if self.evaluation else None
+        exact, engine = self.trainer.deterministic, self.rollout.engine
         wrong = [
             help_
             for is_wrong, help_ in (
@@ -227,6 +243,8 @@ class VerifiedRLJobSpec(ApiModel):
                 (every > steps, _CHECKPOINT_HELP),
                 (weighed is not None and weighed > steps, _EVALUATION_HELP),
                 (weighed is not None and weighed % every and every % weighed, _MULTIPLE_HELP),
+                (exact != engine.deterministic, _EXACT_HELP),
+                (exact and engine.kernels == "stock", _EXACT_KERNELS_HELP),
             )
             if is_wrong
         ]
