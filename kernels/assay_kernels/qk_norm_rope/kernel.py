@@ -159,19 +159,24 @@ def _turn_back(
     # The rotation is undone, then RMSNorm's gradient is as in rms_norm.
     slope_one = out_one * cosine + out_two * sine
     slope_two = out_two * cosine - out_one * sine
+    of_one = slope_one
+    of_two = slope_two
+    by_one = tl.zeros_like(slope_one)
+    by_two = tl.zeros_like(slope_two)
+    if weight is not None:
+        one, two, by = _unit(x, token * stride + head * head_stride, inside, eps, HALF)
+        scaled_one = slope_one * tl.load(weight + columns).to(tl.float32)[None, :]
+        scaled_two = slope_two * tl.load(weight + HALF + columns).to(tl.float32)[None, :]
+        shared = (tl.sum(scaled_one * one, 1) + tl.sum(scaled_two * two, 1))[:, None] / (2 * HALF)
+        of_one = (scaled_one - one * shared) * by
+        of_two = (scaled_two - two * shared) * by
+        # Heads that do not exist must not add NaN where the position is unknown.
+        by_one = tl.where(inside, slope_one * one, 0.0)
+        by_two = tl.where(inside, slope_two * two, 0.0)
     kind = of_x.dtype.element_ty
-    if weight is None:
-        tl.store(of_x + place, slope_one.to(kind), mask=inside)
-        tl.store(of_x + place + HALF, slope_two.to(kind), mask=inside)
-        return tl.zeros_like(slope_one), tl.zeros_like(slope_two)
-    one, two, by = _unit(x, token * stride + head * head_stride, inside, eps, HALF)
-    scaled_one = slope_one * tl.load(weight + columns).to(tl.float32)[None, :]
-    scaled_two = slope_two * tl.load(weight + HALF + columns).to(tl.float32)[None, :]
-    shared = (tl.sum(scaled_one * one, 1) + tl.sum(scaled_two * two, 1))[:, None] / (2 * HALF)
-    tl.store(of_x + place, ((scaled_one - one * shared) * by).to(kind), mask=inside)
-    tl.store(of_x + place + HALF, ((scaled_two - two * shared) * by).to(kind), mask=inside)
-    # Heads that do not exist must not add NaN where the position is unknown.
-    return tl.where(inside, slope_one * one, 0.0), tl.where(inside, slope_two * two, 0.0)
+    tl.store(of_x + place, of_one.to(kind), mask=inside)
+    tl.store(of_x + place + HALF, of_two.to(kind), mask=inside)
+    return by_one, by_two
 
 
 @triton.jit
