@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from typing import Any
 
@@ -84,6 +83,7 @@ SERVED: dict[str, Body] = {
     "an almost greedy one": _sampling(temperature=1e-5),
     "the longest top_k": _sampling(top_k=2**31 - 1),
     "biases": _sampling(logit_bias={"5": -100, "6": 100}),
+    "a repetition penalty": _sampling(repetition_penalty=1.3),
     "stop tokens": _sampling(stop_token_ids=[4, 5], min_new_tokens=2),
     "several samples": _sampling(n=3),
     "a schema": _sampling(json_schema='{"type": "object"}', max_new_tokens=16),
@@ -93,53 +93,72 @@ SERVED: dict[str, Body] = {
     "all best tokens": _request(return_logprob=True, top_logprobs_num=768),
 }
 
-_VALUES: tuple[Any, ...] = (
-    *(None, True, False, "", "x", [], {}, [None], [[]], {"a": None}),
-    *(0, 1, -1, 2, 7, 767, 768, 2**31 - 1, 2**31, 2**53, 2**63 - 1, 2**63, -(2**63)),
-    *(0.0, -0.0, 0.5, 1e-7, 1e-30, 1e30, 1e38, 1e300, -1.0),
-    *([1], [-1], [767], [768], [1.5], ["a"], [[1, 2], [3]], [1, [2]]),
-    *({"5": 1}, {"5": 1e30}, {"768": 1}, {"id": "s"}, {"0": -1e9, "1": 1e9}),
-    *("(", "a*", "(a|b)*", "[^a]{2,9}", "root ::= [a-z]", '{"type": "string"}', '{"$ref": "#"}'),
-)
-_PARAMS = (
-    *("temperature", "top_p", "top_k", "min_p", "n", "max_new_tokens", "min_new_tokens", "stop"),
-    *("stop_token_ids", "stop_regex", "frequency_penalty", "presence_penalty", "logit_bias"),
-    *("repetition_penalty", "json_schema", "regex", "ebnf", "structural_tag", "ignore_eos"),
-    *("skip_special_tokens", "spaces_between_special_tokens", "no_stop_trim", "sampling_seed"),
-    *("custom_params", "stream_interval", "beam_width", "watermark"),
-)
-_FIELDS = (
-    *("rid", "session_id", "input_ids", "image_data", "video_data", "audio_data", "mm_hashes"),
-    *("return_logprob", "logprob_start_len", "top_logprobs_num", "token_ids_logprob"),
-    *("return_sampling_mask", "sampling_logprobs_mode", "return_text_in_logprobs", "stream"),
-    *("return_flat_raw_top_logprobs", "return_hidden_states", "return_routed_experts"),
-    *("routed_experts_start_len", "return_indexer_topk", "modalities", "session_params"),
-    *("lora_path", "lora_id", "custom_logit_processor", "positional_embed_overrides"),
-    *("bootstrap_host", "bootstrap_port", "bootstrap_room", "routed_dp_rank", "priority"),
-    *("disagg_prefill_dp_rank", "routing_key", "conversation_id", "require_reasoning"),
-    *("max_thinking_tokens", "extra_key", "no_logs", "custom_labels", "return_entropy"),
-    *("return_prompt_token_ids", "need_wait_for_mm_inputs", "num_items_assigned", "encoder_urls"),
-    *("multi_item_delimiter_indices", "token_indices_to_pool", "cache_salt", "kv_hints"),
-)
+_POOLS: dict[str, tuple[Any, ...]] = {
+    "flag": (True, False),
+    "integer": (
+        *(0, 1, -1, 2, 3, 7, 64, 767, 768, 2**15, 2**31 - 1, 2**31, 2**53, 2**63 - 1, -(2**63)),
+    ),
+    "number": (
+        *(0.0, 0.5, 1.0, 1, 2.0, -1.0, 1e-7, 1e-5, 1e-30, 5e-324, 1e30, 1e38, 1e39, 1e300, -1e300),
+    ),
+    "text": ("", "x", "5", " ", "\x00", "\ud83d\ude00", "a" * 5_000),
+    "texts": (["5"], [], ["", "x"], ["a"] * 40),
+    "tokens": ([], [0], [1, 2, 3], [767], [768], [-1], [2**31], [5] * 1_500, [5] * 3_000),
+    "biases": ({}, {"5": 1}, {"5": 1e30}, {"768": 1}, {"0": -1e9, "1": 1e9}, {"05": 1, "5": 2}),
+    "object": ({}, {"a": 1}, {"a": None}, {"id": "s"}, {"id": "s", "rid": "r", "offset": -4}),
+    "regex": ("(", "a*", "(a|b)*", "[^a]{2,9}", "(a{9}){9}", ".", "", "\\d+|x", "[", "a{3,1}"),
+    "ebnf": ("root ::= [a-z]", "root ::= root", "root ::= a", 'root ::= "a"{3,1}', "x"),
+    "schema": (
+        *('{"type": "string"}', "{}", "true", "false", "3", '{"$ref": "#"}', '{"enum": []}'),
+        *('{"type": "number", "minimum": 5, "maximum": 1}', '{"anyOf": []}', '{"const": {}}'),
+        *('{"type": "array", "items": {"$ref": "#"}}', '{"$ref": "#/$defs/none"}', '{"type": 5}'),
+    ),
+}
+_PARAMS = {
+    **dict.fromkeys(("temperature", "top_p", "min_p", "frequency_penalty"), "number"),
+    **dict.fromkeys(("presence_penalty", "repetition_penalty"), "number"),
+    **dict.fromkeys(("top_k", "n", "max_new_tokens", "min_new_tokens", "beam_width"), "integer"),
+    **dict.fromkeys(("sampling_seed", "stream_interval"), "integer"),
+    **dict.fromkeys(("ignore_eos", "skip_special_tokens", "no_stop_trim"), "flag"),
+    **{"spaces_between_special_tokens": "flag", "stop": "texts", "stop_token_ids": "tokens"},
+    **{"stop_regex": "regex", "regex": "regex", "ebnf": "ebnf", "json_schema": "schema"},
+    **{"structural_tag": "schema", "logit_bias": "biases", "custom_params": "object"},
+}
+_FIELDS = {
+    **dict.fromkeys(("return_logprob", "return_sampling_mask", "stream", "no_logs"), "flag"),
+    **dict.fromkeys(("return_text_in_logprobs", "return_flat_raw_top_logprobs"), "flag"),
+    **dict.fromkeys(("return_hidden_states", "return_routed_experts", "return_entropy"), "flag"),
+    **dict.fromkeys(
+        ("return_indexer_topk", "require_reasoning", "return_prompt_token_ids"), "flag"
+    ),
+    **dict.fromkeys(
+        ("logprob_start_len", "top_logprobs_num", "routed_experts_start_len"), "integer"
+    ),
+    **dict.fromkeys(("priority", "routed_dp_rank", "disagg_prefill_dp_rank"), "integer"),
+    **dict.fromkeys(("bootstrap_port", "bootstrap_room", "max_thinking_tokens"), "integer"),
+    **dict.fromkeys(("rid", "session_id", "routing_key", "conversation_id", "text"), "text"),
+    **dict.fromkeys(("extra_key", "cache_salt", "lora_path", "lora_id", "image_data"), "text"),
+    **dict.fromkeys(("bootstrap_host", "custom_logit_processor", "video_data"), "text"),
+    **dict.fromkeys(("input_ids", "token_ids_logprob", "token_indices_to_pool"), "tokens"),
+    **dict.fromkeys(("multi_item_delimiter_indices",), "tokens"),
+    **dict.fromkeys(("session_params", "kv_hints", "custom_labels"), "object"),
+}
 
 
 def mutated(draw: random.Random) -> Body:
     """A request with up to four fields and parameters changed to something else.
 
-    Values are from a list of those that were seen to break things, in programs like this one: the
-    ends of integers, numbers just beyond a range, lists and objects in the place of numbers.
+    Values are mostly of the right kind, since others are refused before anyone looks at them: the
+    ends of integers, numbers just beyond a range, lists that are too long, expressions that say
+    nothing. One in twenty is of a wrong kind.
     """
     params: Body = {"max_new_tokens": draw.randint(1, 6), "temperature": draw.choice((0, 1))}
     body: Body = {"text": PROMPT, "sampling_params": params}
     for _ in range(draw.randint(1, 4)):
-        if draw.random() < 0.6:
-            params[draw.choice(_PARAMS)] = draw.choice(_VALUES)
-        else:
-            body[draw.choice(_FIELDS)] = draw.choice(_VALUES)
-    if body.get("input_ids") is not None:
+        place, kinds = draw.choice(((params, _PARAMS), (body, _FIELDS)))
+        name = draw.choice(sorted(kinds))
+        kind = draw.choice(sorted(_POOLS)) if draw.random() < 0.05 else kinds[name]
+        place[name] = draw.choice(_POOLS[kind])
+    if "input_ids" in body:
         del body["text"]
-    if draw.random() < 0.1:
-        body["text"] = [PROMPT, "4 +"]
-        body["sampling_params"] = [params, {"max_new_tokens": 2}]
-    assert json.dumps(body)
     return body

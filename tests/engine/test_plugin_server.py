@@ -25,7 +25,7 @@ from tests.engine.servers import Server, free_port, running
 
 ADD_PLUGIN = ROOT / "images/engine/add_plugin.py"
 KEY = "a-key"
-HEADERS = {"Authorization": f"Bearer {KEY}"}
+HEADERS = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
 PROMPTS = ("2 + 3 =", "4 + 4 =", "1 + 7 =", "9 + 9 =")
 GREEDY = {"temperature": 0, "max_new_tokens": 8}
 OPS = {"matmul", "qk_norm_rope", "rms_norm", "sampler", "silu_mul"}

@@ -47,13 +47,16 @@ def patches() -> list[Patch]:
     ]
 
 
-def normalize(original: Callable[..., Any], self: Any) -> Any:
+def normalize(original: Callable[..., Any], self: Any) -> None:
     """Around the step that works out how many prompts and samples there are."""
     # Internal: SGLang sets it later, for outputs of several HTTP processes.
     if getattr(self, "http_worker_ipc", None) is not None:
         raise Refused("http_worker_ipc is not for requests")
     hardening.check_shape(self.text, self.input_ids, self.sampling_params)
-    return _plainly(original, self)
+    _plainly(original, self)
+    names = [self.rid] if self.is_single else self.rid
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise Refused("rid must be a string, or a list of one for each prompt")
 
 
 def validate(original: Callable[..., Any], self: Any, obj: Any, input_ids: Any) -> Any:
