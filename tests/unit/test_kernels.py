@@ -75,12 +75,10 @@ def environment(spec: Json) -> dict[str, str]:
 
 
 def test_an_engine_is_told_what_the_spec_asks_for() -> None:
-    gpu = environment({"engine": {"accelerator": "nvidia-h200", "deterministic": True}})
-    assert (gpu["ASSAY_KERNELS"], gpu["ASSAY_DETERMINISTIC"]) == ("fused", "1")
-    assert gpu["SGLANG_PLUGINS"] == "assay"
+    gpu = environment({"engine": {"accelerator": "nvidia-h200"}})
+    assert (gpu["ASSAY_KERNELS"], gpu["SGLANG_PLUGINS"]) == ("fused", "assay")
     assert environment(FUSED)["ASSAY_KERNELS"] == "fused"
-    cpu = environment({})
-    assert (cpu["ASSAY_KERNELS"], cpu["ASSAY_DETERMINISTIC"]) == ("stock", "0")
+    assert environment({})["ASSAY_KERNELS"] == "stock"
 
 
 def test_whoever_overrides_the_environment_has_the_last_word() -> None:

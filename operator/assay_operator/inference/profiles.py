@@ -222,15 +222,7 @@ def resolve(
             *_parallel_arguments(spread, row),
             *(["--enable-deterministic-inference"] if deterministic else []),
         ),
-        env=MappingProxyType(
-            {
-                **table.env,
-                **hardware.env,
-                **row.env,
-                KERNELS_VARIABLE: chosen,
-                "ASSAY_DETERMINISTIC": str(int(deterministic)),
-            }
-        ),
+        env=MappingProxyType({**table.env, **hardware.env, **row.env, KERNELS_VARIABLE: chosen}),
         parallelism=spread,
         kernels=chosen,
         resource=hardware.resource,
