@@ -133,9 +133,15 @@ def _attention(
         for project in (module.q_proj, module.k_proj, module.v_proj)
     )
     if hasattr(module, "q_norm"):
-        weights = (norm.weight.to(q.dtype) for norm in (module.q_norm, module.k_norm))
-        eps = module.q_norm.variance_epsilon
-        q, k = qk_norm_rope(q, k, *weights, table, layout.positions, eps)
+        q, k = qk_norm_rope(
+            q,
+            k,
+            module.q_norm.weight.to(q.dtype),
+            module.k_norm.weight.to(q.dtype),
+            table,
+            layout.positions,
+            module.q_norm.variance_epsilon,
+        )
     else:
         q, k = rope(q, k, table, layout.positions)
     out = attend(q, k, v, layout, module.scaling)
