@@ -2,7 +2,7 @@
 
     python -m benchmarks.learner                          on a GPU, about eight minutes
     python -m benchmarks.learner --arms ours ours-stock trl-liger --warmups 2 --rounds 8 \
-        --tries 4 --seconds 110                           in about two
+        --tries 0 --seconds 90 --timing 0.95              the time of an update, in two
     python -m benchmarks.learner --shape tiny --rounds 2  tries everything out on a CPU
 
 A Qwen3-0.6B shape with random weights makes one optimiser update after another on a recorded
