@@ -17,7 +17,7 @@ from assay_kernels.integrations import active
 from assay_kernels.integrations.active import Engine, OpRecord, ProcessRecord
 from assay_kernels.integrations.sglang_plugin import place_of_caller, shared_folder, wanted
 
-ENGINE = Engine(plugin="0.1.0", sglang="0.5.23", kernels="fused", hardened=True, schedulers=1)
+ENGINE = Engine(plugin="0.1.0", sglang="0.5.23", kernels="fused", schedulers=1)
 HTTP = ProcessRecord(1, "http", None, {})
 RUNS = OpRecord(True, "", 7, {"tensors are on the CPU": 1})
 FIRST = ProcessRecord(11, "scheduler", {"tp": 0, "pp": 0, "dp": 0}, {"sampler": RUNS})
@@ -31,7 +31,7 @@ def test_an_engine_whose_scheduler_has_every_op_is_active() -> None:
         "kernels": "fused",
         "hardened": True,
         "processes": [
-            {"pid": 1, "role": "http", "rank": None, "ops": {}},
+            {"pid": 1, "role": "http", "rank": None, "ops": {}, "hardened": True},
             {
                 "pid": 11,
                 "role": "scheduler",
@@ -44,6 +44,7 @@ def test_an_engine_whose_scheduler_has_every_op_is_active() -> None:
                         "fallbacks": {"tensors are on the CPU": 1},
                     }
                 },
+                "hardened": True,
             },
         ],
         "active": True,
@@ -81,6 +82,12 @@ def test_anything_less_is_not_active_and_says_why(
 ) -> None:
     report = active.report(engine, processes)
     assert (report["active"], report["why_not"]) == (False, why_not)
+
+
+def test_an_engine_is_hardened_where_all_its_processes_are() -> None:
+    assert active.report(ENGINE, [FIRST, HTTP])["hardened"]
+    assert not active.report(ENGINE, [FIRST, replace(HTTP, hardened=False)])["hardened"]
+    assert not active.report(ENGINE, [replace(FIRST, hardened=False), HTTP])["hardened"]
 
 
 def test_two_schedulers_of_two_are_active() -> None:

@@ -49,12 +49,14 @@ class ProcessRecord:
         role: http, scheduler, detokenizer or controller.
         rank: of a scheduler, as in {"tp": 0, "pp": 0, "dp": 0}; None elsewhere.
         ops: by name.
+        hardened: whether what keeps requests from ending this process is in place.
     """
 
     pid: int
     role: str
     rank: Mapping[str, int] | None
     ops: Mapping[str, OpRecord]
+    hardened: bool = True
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,12 @@ class Engine:
         plugin: its version.
         sglang: SGLang's version.
         kernels: fused or stock.
-        hardened: whether requests that would end the engine are refused.
         schedulers: how many scheduler processes this host should have.
     """
 
     plugin: str
     sglang: str
     kernels: str
-    hardened: bool
     schedulers: int
 
 
@@ -80,7 +80,8 @@ def report(engine: Engine, processes: Iterable[ProcessRecord]) -> dict[str, Any]
     """The answer of `GET /assay/kernels`, made for JSON.
 
     `active` is true where the engine was started with fused kernels and each of its scheduler
-    processes has installed every op; `why_not` says what is missing.
+    processes has installed every op; `why_not` says what is missing. `hardened` is true where
+    requests are checked in all processes that have published.
     """
     found = sorted(processes, key=lambda process: (process.role, process.pid))
     why_not = inactive(engine, found)
@@ -88,7 +89,7 @@ def report(engine: Engine, processes: Iterable[ProcessRecord]) -> dict[str, Any]
         "plugin": engine.plugin,
         "sglang": engine.sglang,
         "kernels": engine.kernels,
-        "hardened": engine.hardened,
+        "hardened": all(process.hardened for process in found),
         "processes": [asdict(process) for process in found],
         "active": not why_not,
         "why_not": why_not,

@@ -156,7 +156,9 @@ def check_sampling(params: Mapping[str, Any], limits: Limits) -> None:
     for name, (least, most) in _COUNTS.items():
         value = params.get(name)
         if value is not None and (not _whole(value) or not least <= value <= most):
-            raise Refused(f"{name} must be a whole number in [{least}, {most}], not {_short(value)}")
+            raise Refused(
+                f"{name} must be a whole number in [{least}, {most}], not {_short(value)}"
+            )
     for name in _FLAGS:
         value = params.get(name)
         if value is not None and not isinstance(value, bool):

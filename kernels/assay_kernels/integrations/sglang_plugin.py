@@ -64,17 +64,26 @@ def install() -> None:
     """SGLang calls this once in each process, before it imports models."""
     place, folder, kernels = place_of_caller(), shared_folder(os.environ), wanted(os.environ)
     if place.role == SCHEDULER:
-        try:
-            ops = install_ops(kernels)
-        except Exception as error:
-            # SGLang would log it and go on; so it is published, and nobody takes it for success.
-            _log.exception("the kernels could not be installed")
-            ops = {"plugin": _failed(error)}
-        active.keep_writing(folder, lambda: _record(place, ops))
+        install_in_scheduler(place, folder, kernels)
     elif place.role == HTTP:
         for stale in folder.glob("*.json"):
             stale.unlink(missing_ok=True)
-        install_hardening(folder, kernels)
+        install_in_http(place, folder, kernels)
+
+
+def install_in_scheduler(place: Place, folder: Path, kernels: str) -> None:
+    """Puts the ops where the model runs, and publishes which are there and how often they ran."""
+    hardening: Installed | None = None
+    try:
+        ops = install_ops(kernels)
+        from assay_kernels.integrations import sglang_requests  # noqa: PLC0415 (needs msgspec)
+
+        hardening = _harden(sglang_requests.scheduler_patches())
+    except Exception as error:
+        # SGLang would log it and go on; so it is published, and nobody takes it for success.
+        _log.exception("the plugin could not be installed")
+        ops = {"plugin": _failed(error)}
+    active.keep_writing(folder, lambda: _record(place, ops, hardening))
 
 
 def wanted(environment: Mapping[str, str]) -> str:
@@ -157,27 +166,26 @@ def _obstacle(op: registry.Op) -> str | None:
     return why_not
 
 
-def install_hardening(folder: Path, kernels: str) -> None:
+def install_in_http(place: Place, folder: Path, kernels: str) -> None:
     """Refuses what would end the engine, and says on a route which kernels are active."""
     from sglang.srt.entrypoints.http_server import app  # noqa: PLC0415 (only where SGLang is)
 
-    from assay_kernels.integrations import sglang_requests  # noqa: PLC0415 (needs SGLang's msgspec)
+    from assay_kernels.integrations import sglang_requests  # noqa: PLC0415 (needs msgspec)
 
-    hardening = Installed(sglang_requests.patches(), Calls(), lambda: Uses(0, {}), known=())
-    hardening.install(_version("sglang"), _register)
+    hardening = _harden(sglang_requests.patches())
 
     async def answer() -> dict[str, Any]:
-        engine = Engine(
-            plugin=_version(DISTRIBUTION),
-            sglang=_version("sglang"),
-            kernels=kernels,
-            hardened=not hardening.why_not(),
-            schedulers=schedulers(),
-        )
-        own = _record(Place(HTTP, None), {})
-        return active.report(engine, [own, *active.read(folder)])
+        engine = Engine(_version(DISTRIBUTION), _version("sglang"), kernels, schedulers())
+        return active.report(engine, [_record(place, {}, hardening), *active.read(folder)])
 
     app.add_api_route(ROUTE, answer, methods=["GET"])
+
+
+def _harden(patches: list[Patch]) -> Installed:
+    """Hooks that fit any version of SGLang whose functions have the right parameters."""
+    hardening = Installed(patches, Calls(), lambda: Uses(0, {}), known=())
+    hardening.install(_version("sglang"), _register)
+    return hardening
 
 
 def schedulers() -> int:
@@ -194,8 +202,11 @@ def schedulers() -> int:
     return max(1, ranks // int(arguments.nnodes))
 
 
-def _record(place: Place, ops: Mapping[str, Installed]) -> ProcessRecord:
-    return ProcessRecord(os.getpid(), place.role, place.rank, records(ops))
+def _record(
+    place: Place, ops: Mapping[str, Installed], hardening: Installed | None
+) -> ProcessRecord:
+    hardened = hardening is not None and not hardening.why_not()
+    return ProcessRecord(os.getpid(), place.role, place.rank, records(ops), hardened)
 
 
 def _register(target: str, around: Callable[..., Any]) -> None:

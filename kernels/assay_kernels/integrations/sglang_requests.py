@@ -3,6 +3,9 @@
 Three places see every request, whatever endpoint it came to: where its shape is worked out, where a
 prompt is checked, and where it is made ready for the process that runs the model. That process
 decodes what it gets by declared types and ends where one is wrong; so the last hook decodes first.
+
+One hook is in the process that runs the model: a grammar may leave no token at all, which nobody
+can know before.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+import torch
+from torch import Tensor
 
 from assay_kernels.integrations import hardening
 from assay_kernels.integrations.gates import Patch, Signature, resolve
@@ -19,13 +24,40 @@ from assay_kernels.integrations.hardening import Limits, Refused
 
 _log = logging.getLogger(__name__)
 _MANAGERS = "sglang.srt.managers"
+FAR = 1e30
 _OPAQUE = ("mm_inputs", "positional_embed_overrides", "time_stats")
 """Fields that travel pickled: they are made by SGLang, not by whoever sent the request."""
 _WRONG_KINDS = (TypeError, AttributeError, KeyError, IndexError, OverflowError, RecursionError)
 
 
+def scheduler_patches() -> list[Patch]:
+    """The hook in a process that runs the model."""
+    return [
+        Patch(
+            "sglang.srt.layers.sampler.Sampler._preprocess_logits",
+            Signature(("self", "logits", "sampling_info")),
+            preprocess,
+        )
+    ]
+
+
+def preprocess(
+    original: Callable[..., Any], self: Any, logits: Tensor, sampling_info: Any
+) -> Tensor:
+    """Around the last step before tokens are drawn.
+
+    Where a grammar leaves no token, all logits of a row are -inf, their probabilities NaN, and
+    torch.multinomial fails, on a GPU beyond repair. With numbers that SGLang itself puts there when
+    it is told to sanitise, any token is drawn, the grammar refuses it, and that request fails.
+    """
+    logits = original(self, logits, sampling_info)
+    if sampling_info.grammars:
+        torch.nan_to_num_(logits, nan=-FAR, posinf=FAR, neginf=-FAR)
+    return logits
+
+
 def patches() -> list[Patch]:
-    """All hooks."""
+    """The hooks in the process that serves HTTP."""
     manager = f"{_MANAGERS}.tokenizer_manager.TokenizerManager"
     return [
         Patch(
