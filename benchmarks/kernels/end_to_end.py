@@ -106,15 +106,15 @@ def _cost(speed: float, normal: float) -> str:
     return f"{1 - speed / normal:.1%} of normal mode's speed"
 
 
-def notes(found: Found, load: Load) -> list[str]:
+def notes(found: Found, load: Load, apart: bool) -> list[str]:
     """What a reader must know to judge the figures."""
+    how = "One server at a time." if apart else "Servers shared one GPU and were asked by turns."
     filters = "without filters" if load.top_p >= 1 else f"top-p {load.top_p}"
     said = [
         f"Random prompts of {load.prompt} tokens, answers of {load.output}, temperature 1, "
         f"{filters}; twice as many requests as are in flight. Weights of a Qwen3-0.6B's shape, "
         "at random.",
-        "Servers were started together, each with its share of one GPU, and asked by turns. "
-        "FA3, CUDA graphs for decoding; normal mode samples by SGLang's PyTorch backend, which "
+        f"{how} FA3, CUDA graphs for decoding; normal mode samples by SGLang's PyTorch backend, which "
         "without filters is what its flashinfer backend does too.",
         "Static batches of transformers: one `generate` for all requests in flight, SDPA; "
         "continuous: `generate_batch`, paged SDPA. One run each.",
@@ -190,7 +190,7 @@ def main(arguments: Sequence[str]) -> int:
         name,
         "Servers on one GPU, with and without the plugin",
         rows(found, options.concurrency),
-        notes=notes(found, load),
+        notes=notes(found, load, options.apart),
         about=f"{about()}, {python_versions('sglang', 'transformers')}",
         raw=raw,
         command=f"python -m benchmarks.kernels.end_to_end {' '.join(arguments)}",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterator
 from re import _parser  # type: ignore[attr-defined]
 from typing import Any
@@ -71,8 +72,10 @@ def stop_regex_fault(pattern: str) -> str:
     if fault:
         return fault
     try:
-        re.compile(pattern)
-        parsed = _parser.parse(pattern)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            re.compile(pattern)
+            parsed = _parser.parse(pattern)
     except (re.error, RecursionError, OverflowError) as error:
         return f"stop_regex cannot be compiled: {error}"
     return "" if _prompt(parsed) else "stop_regex can take too long: it repeats what repeats"
