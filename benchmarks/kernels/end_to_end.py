@@ -114,8 +114,8 @@ def notes(found: Found, load: Load, apart: bool) -> list[str]:
         f"Random prompts of {load.prompt} tokens, answers of {load.output}, temperature 1, "
         f"{filters}; twice as many requests as are in flight. Weights of a Qwen3-0.6B's shape, "
         "at random.",
-        f"{how} FA3, CUDA graphs for decoding; normal mode samples by SGLang's PyTorch backend, which "
-        "without filters is what its flashinfer backend does too.",
+        f"{how} FA3, CUDA graphs for decoding; normal mode samples by SGLang's PyTorch backend, "
+        "which without filters is what its flashinfer backend does too.",
         "Static batches of transformers: one `generate` for all requests in flight, SDPA; "
         "continuous: `generate_batch`, paged SDPA. One run each.",
     ]
