@@ -132,8 +132,9 @@ class Installed:
         for patch in self._patches:
             try:
                 function = resolve(patch.target)
-            except (ImportError, AttributeError) as error:
-                return f"SGLang has no {patch.target} ({error})"
+            except Exception as error:
+                # Importing a module of SGLang can fail in any way.
+                return f"SGLang has no {patch.target} ({type(error).__name__}: {error})"
             misfit = patch.signature.misfit(function)
             if misfit:
                 return f"{patch.target} is another than expected: {misfit}"
