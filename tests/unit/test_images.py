@@ -127,7 +127,7 @@ def test_what_a_dockerfile_copies_is_in_its_context(recipe: Recipe) -> None:
             assert known or (source in ("wheels", "wheel[s]") and recipe.wheels), source
 
 
-@pytest.mark.parametrize("image", ["operator", "trainer"])
+@pytest.mark.parametrize("image", ["engine", "operator", "trainer"])
 def test_what_a_dockerfile_copies_is_not_ignored(image: str) -> None:
     file = REPOSITORY / "images" / image / "Dockerfile"
     ignore = file.with_name("Dockerfile.dockerignore").read_text().splitlines()
