@@ -143,7 +143,7 @@ def attention(**more: Any) -> SimpleNamespace:
 
 def test_heads_are_normed_and_rotated_by_the_op_and_values_stay() -> None:
     calls, layer, packed, positions = Calls(), attention(), rows(3, 16), torch.tensor([8, 0, 3])
-    q, k, v = sglang_layers.qk_norm_rope(calls).around(stock, layer, positions, packed)
+    q, k, v = sglang_layers.qk_norm_rope(calls)[0].around(stock, layer, positions, packed)
     wanted = heads.qk_norm_rope(
         *(packed[:, :8].view(3, 2, 4), packed[:, 8:12].view(3, 1, 4)),
         *(layer.q_norm.weight, layer.k_norm.weight, layer.rotary_emb.cos_sin_cache, positions),
@@ -151,6 +151,18 @@ def test_heads_are_normed_and_rotated_by_the_op_and_values_stay() -> None:
     torch.testing.assert_close((q, k), (wanted[0].view(3, 8), wanted[1].view(3, 4)))
     torch.testing.assert_close(v, packed[:, 12:])
     assert calls.reasons() == {}
+
+
+def test_llamas_heads_are_rotated_alone() -> None:
+    layer, packed, positions = attention(), rows(3, 16), torch.tensor([8, 0, 3])
+    del layer.q_norm, layer.k_norm
+    q, k, v = sglang_layers.qk_norm_rope(Calls())[1].around(stock, layer, positions, packed)
+    wanted = heads.qk_norm_rope(
+        *(packed[:, :8].view(3, 2, 4), packed[:, 8:12].view(3, 1, 4)),
+        *(None, None, layer.rotary_emb.cos_sin_cache, positions),
+    )
+    torch.testing.assert_close((q, k), (wanted[0].flatten(1), wanted[1].flatten(1)))
+    torch.testing.assert_close(v, packed[:, 12:])
 
 
 @pytest.mark.parametrize(
@@ -181,7 +193,9 @@ def test_attention_of_another_kind_stays_sglangs(
     layer: SimpleNamespace, positions: Tensor, why_not: str
 ) -> None:
     calls = Calls()
-    assert sglang_layers.qk_norm_rope(calls).around(stock, layer, positions, rows(3, 16)) == "stock"
+    assert (
+        sglang_layers.qk_norm_rope(calls)[0].around(stock, layer, positions, rows(3, 16)) == "stock"
+    )
     assert calls.reasons() == {why_not: 1}
 
 

@@ -2,7 +2,8 @@
 
 In deterministic mode all of them run, so that an engine computes with the very kernels that the
 trainer uses. In normal mode SGLang's own CUDA kernels for norms and SwiGLU are as fast, and stay;
-only heads run on ours, one launch where SGLang has three. On a CPU the references run in any mode.
+only normalised heads run on ours, one launch where SGLang has three. On a CPU the references run
+in any mode.
 
 What torch.compile traces is not counted, since tracing would count instead of running.
 """
@@ -107,49 +108,67 @@ def silu_mul(calls: Calls, forward: str) -> Patch:
 
 
 def heads_misfit(attention: Any, positions: Tensor) -> str:
-    """What of a Qwen3Attention the op does not do; empty where nothing."""
-    rotary, q_norm, k_norm = attention.rotary_emb, attention.q_norm, attention.k_norm
-    if type(rotary).__name__ != "RotaryEmbedding":
-        return f"positions are rotated by {type(rotary).__name__}"
-    if not rotary.is_neox_style or rotary.rotary_dim != attention.head_dim:
-        return "not whole heads are rotated, half by half"
-    if positions.dim() != 1:
-        return "a token has several positions"
-    if q_norm.variance_epsilon != k_norm.variance_epsilon:
-        return "queries and keys are normalised differently"
-    for norm in (q_norm, k_norm):
-        if norm.cast_x_before_out_mul or norm.variance_size_override is not None:
-            return "heads are normalised in another way"
-    return ""
+    """What of an attention layer of SGLang the op does not do; empty where nothing."""
+    rotary = attention.rotary_emb
+    norms = [norm for name in ("q_norm", "k_norm") if (norm := getattr(attention, name, None))]
+    kind = type(rotary).__name__
+    if kind != "RotaryEmbedding":
+        return f"positions are rotated by {kind}"
+    gates = (
+        (
+            not rotary.is_neox_style or rotary.rotary_dim != attention.head_dim,
+            "not whole heads are rotated, half by half",
+        ),
+        (positions.dim() != 1, "a token has several positions"),
+        (not len(positions), "there are no tokens"),
+        (
+            len({norm.variance_epsilon for norm in norms}) > 1,
+            "queries and keys are normalised differently",
+        ),
+        (
+            any(n.cast_x_before_out_mul or n.variance_size_override is not None for n in norms),
+            "heads are normalised in another way",
+        ),
+    )
+    return next((why_not for shut, why_not in gates if shut), "")
 
 
-def qk_norm_rope(calls: Calls) -> Patch:
-    """Queries' and keys' norms and rotation, in Qwen3's dense models."""
+def qk_norm_rope(calls: Calls) -> list[Patch]:
+    """Queries' and keys' norms and rotation in Qwen3's dense models; in Llama's the rotation."""
     from assay_kernels.qk_norm_rope import op  # noqa: PLC0415 (where it is used)
 
-    def around(original: Original, self: Any, positions: Tensor, hidden_states: Tensor) -> Any:
+    def normed(original: Original, self: Any, positions: Tensor, hidden_states: Tensor) -> Any:
         why_not = heads_misfit(self, positions)
-        if not why_not and not len(positions):
-            why_not = "there are no tokens"
         if why_not:
             return _pass(calls, why_not, original, self, positions, hidden_states)
-        packed, _ = self.qkv_proj(hidden_states)
-        q, k, v = packed.split([self.q_size, self.kv_size, self.kv_size], dim=-1)
-        tokens, width = len(packed), self.head_dim
-        q, k = op.qk_norm_rope(
-            q.view(tokens, -1, width),
-            k.view(tokens, -1, width),
-            self.q_norm.weight.detach(),
-            self.k_norm.weight.detach(),
-            self.rotary_emb.cos_sin_cache,
-            positions,
-            self.q_norm.variance_epsilon,
-        )
-        return q.view(tokens, -1), k.view(tokens, -1), v
+        q, k, v = _packed_heads(self, hidden_states)
+        weights = self.q_norm.weight.detach(), self.k_norm.weight.detach()
+        table, eps = self.rotary_emb.cos_sin_cache, self.q_norm.variance_epsilon
+        q, k = op.qk_norm_rope(q, k, *weights, table, positions, eps)
+        return q.flatten(1), k.flatten(1), v
+
+    def rotated(original: Original, self: Any, positions: Tensor, hidden_states: Tensor) -> Any:
+        why_not = _mode(hidden_states) or heads_misfit(self, positions)
+        if why_not:
+            return _pass(calls, why_not, original, self, positions, hidden_states)
+        q, k, v = _packed_heads(self, hidden_states)
+        q, k = op.rope(q, k, self.rotary_emb.cos_sin_cache, positions)
+        return q.flatten(1), k.flatten(1), v
 
     signature = Signature(("self", "positions", "hidden_states"))
-    target = "sglang.srt.models.qwen3.Qwen3Attention.forward_prepare_native"
-    return Patch(target, signature, around)
+    models = "sglang.srt.models"
+    return [
+        Patch(f"{models}.qwen3.Qwen3Attention.forward_prepare_native", signature, normed),
+        Patch(f"{models}.llama.LlamaAttention.forward_prepare_native", signature, rotated),
+    ]
+
+
+def _packed_heads(attention: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """[T, heads, D] queries and keys, and [T, K D] values, all views of one product."""
+    packed, _ = attention.qkv_proj(hidden_states)
+    q, k, v = packed.split([attention.q_size, attention.kv_size, attention.kv_size], dim=-1)
+    shape = (-1, attention.head_dim)
+    return q.unflatten(-1, shape), k.unflatten(-1, shape), v
 
 
 def matmul(calls: Calls) -> list[Patch]:

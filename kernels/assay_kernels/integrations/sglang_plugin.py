@@ -140,7 +140,7 @@ def known_ops(on_gpu: bool) -> dict[str, Installed]:
     forward = "forward_cuda" if on_gpu else "forward_native"
     places: dict[str, Callable[[Calls], list[Patch]]] = {
         "matmul": sglang_layers.matmul,
-        "qk_norm_rope": lambda calls: [sglang_layers.qk_norm_rope(calls)],
+        "qk_norm_rope": sglang_layers.qk_norm_rope,
         "rms_norm": lambda calls: [sglang_layers.rms_norm(calls, forward)],
         "sampler": lambda calls: [sglang_sampler.sampler(calls)],
         "silu_mul": lambda calls: [sglang_layers.silu_mul(calls, forward)],
