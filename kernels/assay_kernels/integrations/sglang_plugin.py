@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from assay_kernels import registry
-from assay_kernels.integrations import active, sglang_layers, sglang_sampler
+from assay_kernels.integrations import active, sglang_layers, sglang_requests, sglang_sampler
 from assay_kernels.integrations.active import HTTP, SCHEDULER, Engine, ProcessRecord
 from assay_kernels.integrations.gates import Calls, Installed, Patch, records
 from assay_kernels.registry import Uses
@@ -66,7 +66,7 @@ def install() -> None:
     if place.role == SCHEDULER:
         install_in_scheduler(place, folder, kernels)
     elif place.role == HTTP:
-        for stale in folder.glob("*.json"):
+        for stale in folder.glob(f"{SCHEDULER}-*.json"):
             stale.unlink(missing_ok=True)
         install_in_http(place, folder, kernels)
 
@@ -76,8 +76,6 @@ def install_in_scheduler(place: Place, folder: Path, kernels: str) -> None:
     hardening: Installed | None = None
     try:
         ops = install_ops(kernels)
-        from assay_kernels.integrations import sglang_requests  # noqa: PLC0415 (needs msgspec)
-
         hardening = _harden(sglang_requests.scheduler_patches())
     except Exception as error:
         # SGLang would log it and go on; so it is published, and nobody takes it for success.
@@ -169,8 +167,6 @@ def _obstacle(op: registry.Op) -> str | None:
 def install_in_http(place: Place, folder: Path, kernels: str) -> None:
     """Refuses what would end the engine, and says on a route which kernels are active."""
     from sglang.srt.entrypoints.http_server import app  # noqa: PLC0415 (only where SGLang is)
-
-    from assay_kernels.integrations import sglang_requests  # noqa: PLC0415 (needs msgspec)
 
     hardening = _harden(sglang_requests.patches())
 
