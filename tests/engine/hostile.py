@@ -74,6 +74,8 @@ REFUSED: dict[str, Body] = {
     "items that end outside the prompt": _request(multi_item_delimiter_indices=[10**9]),
     "places outside the prompt": _request(token_indices_to_pool=[10**9]),
     "another process to answer to": _request(http_worker_ipc="ipc:///tmp/nobody"),
+    "labels that the metrics do not have": _request(custom_labels={"id": "s"}),
+    "two names for one request": _request(rid=["a", "b"]),
     "a session that is none": _request(session_params={"foo": 1}),
 }
 

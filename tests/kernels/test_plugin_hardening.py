@@ -142,6 +142,15 @@ def test_log_probs_that_cannot_be_had_are_refused(start: Any, top: Any, message:
         hardening.check_log_probs(start, top, LIMITS)
 
 
+def test_labels_that_the_metrics_do_not_have_are_refused() -> None:
+    """The metrics' library raises, where the answers to all requests are handled."""
+    hardening.check_labels(None, ())
+    hardening.check_labels({"team": "a"}, ["team"])
+    for labels in ({"id": "s"}, {"team": 1}, ["team"]):
+        with pytest.raises(Refused, match="custom_labels"):
+            hardening.check_labels(labels, ["team"])
+
+
 def test_places_must_lie_in_the_prompt() -> None:
     hardening.check_places(None, 4, "token_indices_to_pool")
     hardening.check_places([0, 3], 4, "token_indices_to_pool")

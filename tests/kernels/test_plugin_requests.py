@@ -1,4 +1,4 @@
-"""The plugin's hooks where SGLang handles requests: what reaches SGLang itself, and what does not."""
+"""The plugin's hooks where SGLang handles requests: what reaches SGLang, and what does not."""
 
 from __future__ import annotations
 

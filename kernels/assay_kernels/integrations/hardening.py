@@ -147,6 +147,16 @@ def check_places(places: Any, length: int, name: str) -> None:
         raise Refused(f"{name} must be positions in the prompt of {length} tokens")
 
 
+def check_labels(labels: Any, allowed: Sequence[str]) -> None:
+    """Raises where a request brings labels for metrics that the metrics do not have."""
+    if labels is None:
+        return
+    if not isinstance(labels, Mapping) or not set(labels) <= set(allowed):
+        raise Refused(f"custom_labels may be {', '.join(allowed) or 'none'} at this engine")
+    if not all(isinstance(value, str) for value in labels.values()):
+        raise Refused("custom_labels must be strings")
+
+
 def check_sampling(params: Mapping[str, Any], limits: Limits) -> None:
     """Raises where sampling parameters are of wrong kinds, not finite or out of range."""
     for name in _NUMBERS:

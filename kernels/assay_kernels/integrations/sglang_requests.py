@@ -100,6 +100,8 @@ def validate(original: Callable[..., Any], self: Any, obj: Any, input_ids: Any) 
     length = 0 if input_ids is None else len(input_ids)
     for name in ("multi_item_delimiter_indices", "token_indices_to_pool"):
         hardening.check_places(getattr(obj, name, None), length, name)
+    labels = getattr(self.server_args, "tokenizer_metrics_allowed_custom_labels", None)
+    hardening.check_labels(getattr(obj, "custom_labels", None), labels or ())
     _check_embeddings(self, obj)
     if hasattr(obj, "logprob_start_len"):
         hardening.check_log_probs(obj.logprob_start_len, obj.top_logprobs_num, limits)
