@@ -45,6 +45,7 @@ REFUSED: dict[str, Body] = {
     "tokens beyond 64 bits": _sampling(max_new_tokens=2**70),
     "tokens beyond 32 bits": _sampling(max_new_tokens=2**40),
     "more least tokens than fit": _sampling(min_new_tokens=2**20, max_new_tokens=None),
+    "a search with beams": _sampling(beam_width=64),
     "a bias that is no number": _sampling(logit_bias={"5": float("nan")}),
     "a bias beyond float32": _sampling(logit_bias={"5": 1e39}),
     "a bias outside the vocabulary": _sampling(logit_bias={"100000": 1}),

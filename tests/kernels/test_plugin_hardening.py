@@ -31,7 +31,7 @@ BAD_SAMPLING: list[tuple[dict[str, Any], str]] = [
     ({"max_new_tokens": 2**70}, "max_new_tokens must be a whole number in [0, 2147483647]"),
     ({"min_new_tokens": -1}, "min_new_tokens must be a whole number in [0, 2147483647], not -1"),
     ({"stream_interval": 0}, "stream_interval must be a whole number in [1, 2147483647], not 0"),
-    ({"beam_width": 10**6}, "beam_width must be a whole number in [1, 256], not 1000000"),
+    ({"beam_width": 4}, "beam_width must be a whole number in [1, 1], not 4"),
     ({"min_new_tokens": 4096}, "min_new_tokens must be in [0, 2048], not 4096"),
     ({"ignore_eos": "yes"}, "ignore_eos must be true or false, not 'yes'"),
     ({"sampling_seed": 2**63}, "sampling_seed must be a whole number of 64 bits"),

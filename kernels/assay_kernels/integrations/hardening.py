@@ -35,7 +35,8 @@ _COUNTS = {
     "max_new_tokens": (0, _INT32),
     "min_new_tokens": (0, _INT32),
     "stream_interval": (1, _INT32),
-    "beam_width": (1, 256),
+    # SGLang asserts that a beam finds free places, which other requests may have taken.
+    "beam_width": (1, 1),
 }
 _FLAGS = (
     *("ignore_eos", "skip_special_tokens", "spaces_between_special_tokens", "no_stop_trim"),
