@@ -28,6 +28,7 @@ REFUSED: dict[str, Body] = {
     "a token of more than 64 bits": _tokens(2**70),
     "one bad prompt of two": _tokens([1, 2], [1, 768]),
     "an empty text": {"text": "", "sampling_params": {}},
+    "an empty text and a picture": {"text": "", "sampling_params": {}, "image_data": "x"},
     "an empty list of texts": {"text": [], "sampling_params": {}},
     "no tokens": _tokens(),
     "an empty prompt of two": _tokens([1], []),

@@ -32,7 +32,7 @@ OPS = {"matmul", "qk_norm_rope", "rms_norm", "sampler", "silu_mul"}
 REACHED = OPS - {"matmul"}
 """Ops that a server on a CPU comes to: it has no deterministic mode, in which products are ours."""
 ON_CPU = "tensors are on the CPU"
-FUZZED = 240
+FUZZED = 1_000
 
 
 @pytest.fixture(scope="module")
@@ -176,9 +176,8 @@ def test_the_record_needs_a_key_where_model_info_does(fused: Server) -> None:
 
 
 def answers(client: httpx.Client, url: str) -> bool:
-    """Whether the server still says what 2 + 3 is."""
-    found: str = generate(client, url, PROMPTS[0], GREEDY)["text"]
-    return "5" in found
+    """Whether the server still says something."""
+    return bool(generate(client, url, PROMPTS[0], GREEDY)["output_ids"])
 
 
 def test_requests_that_would_end_the_server_get_a_400_that_says_why(

@@ -107,11 +107,21 @@ def test_a_bad_prompt_never_reaches_it(fields: dict[str, Any], ids: list[int] | 
 
 def test_what_a_processor_made_of_pictures_is_not_taken_for_tokens() -> None:
     """It puts placeholders there, which may be any number; what the client sent is checked."""
-    with_picture = request(contains_mm_input=lambda: True)
-    assert hooks.validate(served, manager(), with_picture, [10**9]) == "served"
+    with_picture, sees = request(contains_mm_input=lambda: True), manager()
+    sees.mm_processor = object()
+    assert hooks.validate(served, sees, with_picture, [10**9]) == "served"
+    with pytest.raises(Refused, match="the prompt has no tokens"):
+        hooks.validate(never, sees, with_picture, [])
     with_picture.input_ids = [10**9]
     with pytest.raises(Refused):
-        hooks.validate(never, manager(), with_picture, [10**9])
+        hooks.validate(never, sees, with_picture, [10**9])
+
+
+def test_a_picture_for_a_model_that_sees_none_is_no_way_past_the_checks() -> None:
+    with_picture = request(contains_mm_input=lambda: True)
+    for ids in ([], [10**9]):
+        with pytest.raises(Refused):
+            hooks.validate(never, manager(), with_picture, ids)
 
 
 def test_min_p_is_refused_in_deterministic_mode_alone() -> None:

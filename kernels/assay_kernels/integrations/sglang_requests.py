@@ -95,7 +95,9 @@ def validate(original: Callable[..., Any], self: Any, obj: Any, input_ids: Any) 
     """Around the check of one prompt's length."""
     limits = limits_of(self)
     hardening.check_tokens(obj.input_ids, limits)
-    if obj.input_ids is None and not obj.contains_mm_input():
+    # A processor of pictures puts placeholders among the tokens, which may be any number.
+    processed = obj.contains_mm_input() and getattr(self, "mm_processor", None) is not None
+    if not processed or not input_ids:
         hardening.check_tokens(input_ids, limits)
     length = 0 if input_ids is None else len(input_ids)
     for name in ("multi_item_delimiter_indices", "token_indices_to_pool"):
