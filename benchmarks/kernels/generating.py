@@ -61,7 +61,8 @@ def main(arguments: list[str]) -> int:
     make = static if way == "static" else continuous
     vocabulary = model.config.vocab_size
     speeds: dict[int, float] = {}
-    with torch.inference_mode():
+    # Not inference_mode: generate_batch works in a thread of its own, which would not be in it.
+    with torch.no_grad():
         make(model, prompts(vocabulary, 2, prompt, 0), 8)
         for concurrency in concurrencies:
             # Continuous batches have a second round to fill places with; static ones wait anyway.
@@ -71,6 +72,8 @@ def main(arguments: list[str]) -> int:
             begun = time.perf_counter()
             made = make(model, rows, output)
             torch.cuda.synchronize()
+            if not made:
+                raise RuntimeError(f"{way}, {concurrency} at a time: no token was made")
             speeds[concurrency] = made / (time.perf_counter() - begun)
             print(f"{way} {concurrency}: {speeds[concurrency]:.0f}", file=sys.stderr, flush=True)
     print(json.dumps(speeds))

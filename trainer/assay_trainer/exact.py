@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from assay_kernels.linear_logprob import op as _registered  # noqa: F401  torch.ops has it then
 from assay_kernels.linear_logprob.passes import SCRATCH
 from assay_kernels.matmul.op import matmul
 from assay_kernels.qk_norm_rope.op import qk_norm_rope, rope
