@@ -39,6 +39,7 @@ REFUSED: dict[str, Body] = {
     "top_k beyond 32 bits": _sampling(top_k=2**31),
     "a broken top_k": _sampling(top_k=1.5),
     "a top_p that is no number": _sampling(top_p=float("nan")),
+    "a penalty that float32 takes for 0": _sampling(repetition_penalty=5e-324),
     "an infinite penalty": _sampling(frequency_penalty=float("inf")),
     "a billion samples": _sampling(n=10**9),
     "no samples": _sampling(n=0),

@@ -216,14 +216,17 @@ def test_requests_changed_at_random_do_not_end_the_server(
     bodies = [json.dumps(mutated(random.Random(seed))) for seed in range(FUZZED)]
 
     def send(body: str) -> int:
+        url = f"{fused.url}/generate"
         try:
-            return client.post(f"{fused.url}/generate", content=body).status_code
+            return client.post(url, content=body).status_code
         except httpx.TransportError:
-            return 0
+            # A connection that the server closed after another answer; a server that has ended
+            # answers on a new one no more than on that.
+            return httpx.post(url, content=body, headers=HEADERS, timeout=120).status_code
 
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(send, bodies))
-    unexpected = [(body, code) for body, code in zip(bodies, found, strict=True) if code == 0]
-    assert unexpected == []
+        found = set(pool.map(send, bodies))
+    # 500 is for a grammar that leaves no token.
+    assert {200, 400} <= found <= {200, 400, 500}
     assert fused.process.poll() is None
     assert answers(client, fused.url)

@@ -25,6 +25,7 @@ BAD_SAMPLING: list[tuple[dict[str, Any], str]] = [
     ({"temperature": 10**400}, "temperature must be a finite number"),
     ({"top_p": INFINITY}, "top_p must be a finite number, not inf"),
     ({"frequency_penalty": [1]}, "frequency_penalty must be a finite number, not [1]"),
+    ({"repetition_penalty": 5e-324}, "repetition_penalty must be at least 1e-06, not 5e-324"),
     ({"top_k": 2**31}, "top_k must be -1 or a whole number up to 2147483647, not 2147483648"),
     ({"top_k": 1.5}, "top_k must be -1 or a whole number up to 2147483647, not 1.5"),
     ({"max_new_tokens": 1.5}, "max_new_tokens must be a whole number in [0, 2147483647], not 1.5"),

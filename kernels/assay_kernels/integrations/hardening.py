@@ -20,6 +20,8 @@ MOST_SEQUENCES = 16_384
 """Sequences that one request asks for: prompts times samples."""
 LARGEST_BIAS = 1e9
 """Of a logit: far beyond any, and far from where float32 ends."""
+LEAST_PENALTY = 1e-6
+"""For repetitions: logits are divided by it, and by a temperature as small."""
 MOST_TOP = 1_024
 """Log-probs asked for at one position."""
 LARGEST = 1e30
@@ -164,6 +166,9 @@ def check_sampling(params: Mapping[str, Any], limits: Limits) -> None:
         value = params.get(name)
         if value is not None and not _finite(value):
             raise Refused(f"{name} must be a finite number, not {_short(value)}")
+    penalty = params.get("repetition_penalty")
+    if penalty is not None and penalty < LEAST_PENALTY:
+        raise Refused(f"repetition_penalty must be at least {LEAST_PENALTY:g}, not {penalty}")
     for name, (least, most) in _COUNTS.items():
         value = params.get(name)
         if value is not None and (not _whole(value) or not least <= value <= most):

@@ -66,6 +66,11 @@ def patches() -> list[Patch]:
             normalize,
         ),
         Patch(
+            f"{_MANAGERS}.io_struct.GenerateReqInput.__getitem__",
+            Signature(("self", "i")),
+            _plainly,
+        ),
+        Patch(
             f"{manager}._validate_one_request", Signature(("self", "obj", "input_ids")), validate
         ),
         Patch(
