@@ -1,0 +1,418 @@
+"""What goes into a decision about replicas and what comes out of it: plain frozen data.
+
+Times are seconds. A histogram's counts, tokens and requests are those since the sample before.
+Inside, time is *observed* time: the sum of the spans of the samples. So a clock that is set, or an
+operator that was away, makes nothing older than it is.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.alias_generators import to_camel
+
+from assay_operator.plan import Json
+
+_CONFIG = ConfigDict(alias_generator=to_camel)
+
+Reason = Literal[
+    "Bounds",
+    "Demand",
+    "Forecast",
+    "Burst",
+    "Measured",
+    "FirstRequest",
+    "Quiet",
+    "Silence",
+    "Steady",
+    "Stabilising",
+    "RolloutUnderWay",
+    "Loading",
+    "MetricsUnknown",
+    "NothingNew",
+]
+"""Why the number is what it is. Up: Bounds, Demand (the model says so), Forecast (it will),
+Burst, Measured (the model did not see it, but users do wait), FirstRequest (from zero).
+Down: Bounds, Quiet (one fewer would do, for long enough), Silence (to zero). The rest hold."""
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What is assumed of an engine until it was measured.
+
+    Attributes:
+        itl_s: time between two tokens of a request that is alone.
+        itl_per_running_s: how much each other running request adds to it.
+        first_token_s: the part of the time to the first token that each prompt takes.
+        prompt_token_s: what each computed prompt token adds to it.
+        startup_s: from wanting a replica until it is routable.
+        prompt_tokens: computed for a request.
+        output_tokens: generated for a request.
+        slots: requests that an engine runs at once, None where only its KV memory limits them.
+    """
+
+    itl_s: float = 0.03
+    itl_per_running_s: float = 0.0003
+    first_token_s: float = 0.03
+    prompt_token_s: float = 0.0001
+    startup_s: float = 120.0
+    prompt_tokens: float = 512.0
+    output_tokens: float = 128.0
+    slots: float | None = None
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What the user wants, and how carefully it is pursued.
+
+    Attributes:
+        min: fewest replicas; 0 allows none after `scale_to_zero_after` without a request.
+        max: most replicas.
+        ttft_s: objective: time to the first token, for the share `attainment` of requests.
+        itl_s: objective: mean time between a request's tokens, for the same share.
+        concurrency: objective: requests under way for each replica.
+        attainment: share of the requests that shall be within the objectives.
+        scale_to_zero_after: seconds of silence.
+        profile: what kind of engine this is: what was learned is kept by this name.
+        prior: of this kind.
+        margin: a replica goes only if the others could bear this much more than the load.
+        down_window_s: for so long they must have been able to. At least the time that it takes to
+            start a replica, and longer after a scale-down that was regretted.
+        up_window_s: over which the rate of arrivals is taken.
+        burst_window_s: over which it is taken to notice a burst.
+        burst_factor: a burst is this many times what the ready replicas can bear.
+        surge_quantile: replicas are there for the rise of the load within a start-up that was not
+            exceeded in this share of the last hour; 0 provides for none.
+        up_factor, up_pods: in `step_s` at most to so many times the replicas, or by so many more,
+            whichever is more; a burst knows no such bound.
+        down_factor: in `step_s` at most to this share of the replicas.
+        step_s: see there.
+        drain_s: a queue that has formed shall be gone after this time, or after a start-up.
+        warmup_s: a replica's first seconds, from which nothing is learned.
+        memory_s: after this time what was learned has lost two thirds of its weight.
+    """
+
+    min: int = 1
+    max: int = 1
+    ttft_s: float | None = None
+    itl_s: float | None = None
+    concurrency: float | None = None
+    attainment: float = 0.95
+    scale_to_zero_after: float = 900.0
+    profile: str = ""
+    prior: Prior = Prior()
+    margin: float = 0.15
+    down_window_s: float = 300.0
+    up_window_s: float = 60.0
+    burst_window_s: float = 15.0
+    burst_factor: float = 2.0
+    surge_quantile: float = 0.8
+    up_factor: float = 2.0
+    up_pods: int = 4
+    down_factor: float = 0.5
+    step_s: float = 60.0
+    drain_s: float = 60.0
+    warmup_s: float = 30.0
+    memory_s: float = 1800.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min <= self.max or self.max < 1:
+            raise ValueError(f"min must be between 0 and max: {self.min}, {self.max}")
+        goals = (self.ttft_s, self.itl_s, self.concurrency)
+        if all(goal is None for goal in goals) or any(
+            goal is not None and goal <= 0 for goal in goals
+        ):
+            raise ValueError("one objective at least is needed, and each must be above 0")
+        if not 0 < self.attainment < 1 or not 0 <= self.surge_quantile < 1:
+            raise ValueError("attainment and surge_quantile are shares")
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """A Prometheus histogram of what happened in a sample's span.
+
+    Attributes:
+        bounds: upper bounds of the buckets in rising order, without +Inf.
+        counts: observations in each bucket, not cumulated; the last one is beyond all bounds.
+        sum: of the observations, in seconds.
+    """
+
+    bounds: tuple[float, ...] = ()
+    counts: tuple[float, ...] = (0.0,)
+    sum: float = 0.0
+
+    @classmethod
+    def of(cls, values: Iterable[float], bounds: Sequence[float]) -> Histogram:
+        """The histogram of single observations."""
+        counts, total = [0.0] * (len(bounds) + 1), 0.0
+        for value in values:
+            counts[bisect_left(bounds, value)] += 1
+            total += value
+        return cls(tuple(bounds), tuple(counts), total)
+
+    @property
+    def count(self) -> float:
+        """How many observations."""
+        return math.fsum(self.counts)
+
+    @property
+    def mean(self) -> float | None:
+        """Their mean, None where there is none."""
+        count = self.count
+        return self.sum / count if count > 0 else None
+
+    def share_within(self, limit: float) -> float | None:
+        """The share of them up to `limit`, as if each bucket were filled evenly."""
+        total = self.count
+        if total <= 0:
+            return None
+        below, lower = 0.0, 0.0
+        for bound, count in zip(self.bounds, self.counts, strict=False):
+            if bound > limit:
+                below += count * max(0.0, (limit - lower) / (bound - lower))
+                break
+            below, lower = below + count, bound
+        return below / total
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the warm engines did in a sample's span: what capacity is learned from.
+
+    Attributes:
+        engines: how many they are.
+        running: requests that they run now.
+        queued: requests that wait in them now.
+        prompt_tokens: prompt tokens that they computed; what their caches held is not among them.
+        output_tokens: tokens that they generated.
+        kv_use: the share of their memory for keys and values that is in use, their mean.
+        ttft: times to the first token.
+        itl: times between tokens.
+    """
+
+    engines: int
+    running: float = 0.0
+    queued: float = 0.0
+    prompt_tokens: float = 0.0
+    output_tokens: float = 0.0
+    kv_use: float | None = None
+    ttft: Histogram = Histogram()
+    itl: Histogram = Histogram()
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One look at a service. None is what is not known; it is never taken for zero.
+
+    Attributes:
+        now: the time by the wall clock, in seconds. It tells two samples apart and nothing else.
+        seconds: the span of all that is counted, by a clock that nobody sets; 0 at a first look.
+        arrivals: requests that came in the span, to the routers or the activator.
+        running: requests that the answering engines run now.
+        queued: requests that wait in the answering engines now.
+        held: requests that wait at the activator now.
+        prompt_tokens: that the answering engines computed.
+        output_tokens: that they generated.
+        ready: routable replicas.
+        warm: those of them that have been so for `warmup_s`, since they loaded weights last.
+        starting: replicas that exist or are asked for and are not routable yet.
+        away: replicas that a rollout has in its hands and gives back.
+        silent: ready replicas whose metrics did not come.
+        oldest_ready_s: how long the oldest ready replica has been ready.
+        rollout: whether weights are being changed in running engines.
+        measured: what warm engines did, None where nothing can be learned from it.
+    """
+
+    now: float
+    seconds: float
+    arrivals: float | None
+    running: float | None = 0.0
+    queued: float | None = 0.0
+    held: int = 0
+    prompt_tokens: float | None = None
+    output_tokens: float | None = None
+    ready: int = 0
+    warm: int = 0
+    starting: int = 0
+    away: int = 0
+    silent: int = 0
+    oldest_ready_s: float | None = None
+    rollout: bool = False
+    measured: Measured | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether the whole load is known, so that there can be less than one thinks of."""
+        unknown = (self.arrivals is None, self.running is None, self.queued is None)
+        return self.silent == 0 and not any(unknown)
+
+
+@dataclass(frozen=True)
+class Line:
+    """Sums of a weighted regression of y on u, from which old observations fade.
+
+    Attributes:
+        w, u, uu, y, uy: sums of weights, of u, of u squared, of y, of u times y.
+        spread: typical distance from the line, as a share of y; by it outliers are told.
+    """
+
+    w: float = 0.0
+    u: float = 0.0
+    uu: float = 0.0
+    y: float = 0.0
+    uy: float = 0.0
+    spread: float = 0.3
+
+    __pydantic_config__ = _CONFIG
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What is known of one kind of engine.
+
+    Attributes:
+        itl: time between tokens over other running requests.
+        prefill: engine time that a prompt takes over its computed tokens.
+        kv_per_request: share of an engine's KV memory that a running request takes.
+        slots: running requests at which others had to wait.
+        correction: what the load is multiplied by since users wait longer than the model says.
+        samples: how many it was learned from.
+    """
+
+    itl: Line = Line()
+    prefill: Line = Line()
+    kv_per_request: float | None = None
+    slots: float | None = None
+    correction: float = 1.0
+    samples: int = 0
+
+    __pydantic_config__ = _CONFIG
+
+
+@dataclass(frozen=True)
+class Point:
+    """Half a minute or so of a service, for windows, for the trend and for a picture.
+
+    Attributes:
+        start: its first moment, in observed seconds.
+        seconds: observed in it.
+        unknown: of these, those in which the load was not known.
+        arrivals: requests that came while it was known.
+        need: the most replicas that were needed in it, margin included.
+        replicas: wanted at its end.
+        ready: routable at its end.
+        waiting: most requests that waited, queued or held.
+        within: share of first tokens within the objective, None where there was none.
+    """
+
+    start: float
+    seconds: float = 0.0
+    unknown: float = 0.0
+    arrivals: float = 0.0
+    need: int = 0
+    replicas: int = 0
+    ready: int = 0
+    waiting: float = 0.0
+    within: float | None = None
+
+    __pydantic_config__ = _CONFIG
+
+
+@dataclass(frozen=True)
+class Pending:
+    """Replicas that were asked for at `since` and are there when `replicas` are ready."""
+
+    since: float
+    replicas: int
+
+    __pydantic_config__ = _CONFIG
+
+
+@dataclass(frozen=True)
+class State:
+    """What a decision remembers. It may be lost: then nothing goes down until it knows again.
+
+    Attributes:
+        now: of the last sample, by the wall clock.
+        clock: observed seconds.
+        replicas: wanted since the last decision, None before the first.
+        recent: span and arrivals of the samples of the last minute or so, unknown ones as None.
+        history: the last hour.
+        learned: by profile.
+        prompt_tokens, output_tokens: means for a request, None before the first.
+        startup_s: from wanting a replica until it is routable, None while none was seen.
+        surge: the rise of the rate within a start-up that is provided for, requests/s.
+        pending: replicas on their way.
+        active: when there was a request last, in observed seconds.
+        starting: since when replicas have been starting without a break.
+        went_up, went_down: when it last did.
+        step_from, step_since: replicas at the beginning of the current step, and when that was.
+        caution: what the window of scale-downs is multiplied by.
+        burst: since when there is a burst.
+        missed: seconds for which users waited too long though the model saw no reason.
+    """
+
+    now: float | None = None
+    clock: float = 0.0
+    replicas: int | None = None
+    recent: tuple[tuple[float, float | None], ...] = ()
+    history: tuple[Point, ...] = ()
+    learned: dict[str, Learned] = field(default_factory=dict)
+    prompt_tokens: float | None = None
+    output_tokens: float | None = None
+    startup_s: float | None = None
+    surge: float = 0.0
+    pending: tuple[Pending, ...] = ()
+    active: float = 0.0
+    starting: float | None = None
+    went_up: float | None = None
+    went_down: float | None = None
+    step_from: int | None = None
+    step_since: float = 0.0
+    caution: float = 1.0
+    burst: float | None = None
+    missed: float = 0.0
+
+    __pydantic_config__ = _CONFIG
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How many replicas, and all that has to be kept and told.
+
+    Attributes:
+        replicas: that shall be.
+        state: for the next decision.
+        reason: in one word.
+        unreachable: why not even a single idle replica meets the objectives, with what was
+            measured; None while that is not so.
+        record: what was decided and why, for `status.autoscaling`.
+    """
+
+    replicas: int
+    state: State
+    reason: Reason
+    unreachable: str | None = None
+    record: Json = field(default_factory=dict)
+
+
+_STATE: TypeAdapter[State] = TypeAdapter(State)
+
+
+def read(data: Json | None) -> State:
+    """The state that `write` wrote; an empty one where there is none that can be read."""
+    try:
+        return _STATE.validate_python(data)
+    except ValidationError:
+        return State()
+
+
+def write(state: State) -> Json:
+    """The state as plain JSON, without what is as at the beginning."""
+    data: Json = _STATE.dump_python(state, mode="json", by_alias=True, exclude_defaults=True)
+    return data
