@@ -1,8 +1,6 @@
 """What goes into a decision about replicas and what comes out of it: plain frozen data.
 
-Times are seconds. A histogram's counts, tokens and requests are those since the sample before.
-Inside, time is *observed* time: the sum of the spans of the samples. So a clock that is set, or an
-operator that was away, makes nothing older than it is.
+Times are seconds; requests, tokens and histograms are those since the sample before.
 """
 
 from __future__ import annotations
@@ -13,12 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pydantic.alias_generators import to_camel
-
+from assay_operator.autoscaling.state import State
 from assay_operator.plan import Json
-
-_CONFIG = ConfigDict(alias_generator=to_camel)
 
 Reason = Literal[
     "Bounds",
@@ -139,7 +133,7 @@ class Histogram:
     Attributes:
         bounds: upper bounds of the buckets in rising order, without +Inf.
         counts: observations in each bucket, not cumulated; the last one is beyond all bounds.
-        sum: of the observations, in seconds.
+        sum: of the observations.
     """
 
     bounds: tuple[float, ...] = ()
@@ -193,6 +187,7 @@ class Measured:
         kv_use: the share of their memory for keys and values that is in use, their mean.
         ttft: times to the first token.
         itl: times between tokens.
+        prompts: lengths of prompts, in tokens.
     """
 
     engines: int
@@ -203,6 +198,7 @@ class Measured:
     kv_use: float | None = None
     ttft: Histogram = Histogram()
     itl: Histogram = Histogram()
+    prompts: Histogram = Histogram()
 
 
 @dataclass(frozen=True)
@@ -253,135 +249,6 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Line:
-    """Sums of a weighted regression of y on u, from which old observations fade.
-
-    Attributes:
-        w, u, uu, y, uy: sums of weights, of u, of u squared, of y, of u times y.
-        spread: typical distance from the line, as a share of y; by it outliers are told.
-    """
-
-    w: float = 0.0
-    u: float = 0.0
-    uu: float = 0.0
-    y: float = 0.0
-    uy: float = 0.0
-    spread: float = 0.3
-
-    __pydantic_config__ = _CONFIG
-
-
-@dataclass(frozen=True)
-class Learned:
-    """What is known of one kind of engine.
-
-    Attributes:
-        itl: time between tokens over other running requests.
-        prefill: engine time that a prompt takes over its computed tokens.
-        kv_per_request: share of an engine's KV memory that a running request takes.
-        slots: running requests at which others had to wait.
-        correction: what the load is multiplied by since users wait longer than the model says.
-        samples: how many it was learned from.
-    """
-
-    itl: Line = Line()
-    prefill: Line = Line()
-    kv_per_request: float | None = None
-    slots: float | None = None
-    correction: float = 1.0
-    samples: int = 0
-
-    __pydantic_config__ = _CONFIG
-
-
-@dataclass(frozen=True)
-class Point:
-    """Half a minute or so of a service, for windows, for the trend and for a picture.
-
-    Attributes:
-        start: its first moment, in observed seconds.
-        seconds: observed in it.
-        unknown: of these, those in which the load was not known.
-        arrivals: requests that came while it was known.
-        need: the most replicas that were needed in it, margin included.
-        replicas: wanted at its end.
-        ready: routable at its end.
-        waiting: most requests that waited, queued or held.
-        within: share of first tokens within the objective, None where there was none.
-    """
-
-    start: float
-    seconds: float = 0.0
-    unknown: float = 0.0
-    arrivals: float = 0.0
-    need: int = 0
-    replicas: int = 0
-    ready: int = 0
-    waiting: float = 0.0
-    within: float | None = None
-
-    __pydantic_config__ = _CONFIG
-
-
-@dataclass(frozen=True)
-class Pending:
-    """Replicas that were asked for at `since` and are there when `replicas` are ready."""
-
-    since: float
-    replicas: int
-
-    __pydantic_config__ = _CONFIG
-
-
-@dataclass(frozen=True)
-class State:
-    """What a decision remembers. It may be lost: then nothing goes down until it knows again.
-
-    Attributes:
-        now: of the last sample, by the wall clock.
-        clock: observed seconds.
-        replicas: wanted since the last decision, None before the first.
-        recent: span and arrivals of the samples of the last minute or so, unknown ones as None.
-        history: the last hour.
-        learned: by profile.
-        prompt_tokens, output_tokens: means for a request, None before the first.
-        startup_s: from wanting a replica until it is routable, None while none was seen.
-        surge: the rise of the rate within a start-up that is provided for, requests/s.
-        pending: replicas on their way.
-        active: when there was a request last, in observed seconds.
-        starting: since when replicas have been starting without a break.
-        went_up, went_down: when it last did.
-        step_from, step_since: replicas at the beginning of the current step, and when that was.
-        caution: what the window of scale-downs is multiplied by.
-        burst: since when there is a burst.
-        missed: seconds for which users waited too long though the model saw no reason.
-    """
-
-    now: float | None = None
-    clock: float = 0.0
-    replicas: int | None = None
-    recent: tuple[tuple[float, float | None], ...] = ()
-    history: tuple[Point, ...] = ()
-    learned: dict[str, Learned] = field(default_factory=dict)
-    prompt_tokens: float | None = None
-    output_tokens: float | None = None
-    startup_s: float | None = None
-    surge: float = 0.0
-    pending: tuple[Pending, ...] = ()
-    active: float = 0.0
-    starting: float | None = None
-    went_up: float | None = None
-    went_down: float | None = None
-    step_from: int | None = None
-    step_since: float = 0.0
-    caution: float = 1.0
-    burst: float | None = None
-    missed: float = 0.0
-
-    __pydantic_config__ = _CONFIG
-
-
-@dataclass(frozen=True)
 class Decision:
     """How many replicas, and all that has to be kept and told.
 
@@ -399,20 +266,3 @@ class Decision:
     reason: Reason
     unreachable: str | None = None
     record: Json = field(default_factory=dict)
-
-
-_STATE: TypeAdapter[State] = TypeAdapter(State)
-
-
-def read(data: Json | None) -> State:
-    """The state that `write` wrote; an empty one where there is none that can be read."""
-    try:
-        return _STATE.validate_python(data)
-    except ValidationError:
-        return State()
-
-
-def write(state: State) -> Json:
-    """The state as plain JSON, without what is as at the beginning."""
-    data: Json = _STATE.dump_python(state, mode="json", by_alias=True, exclude_defaults=True)
-    return data

@@ -1,0 +1,204 @@
+"""What a replica can do, learned from what warm replicas did.
+
+Learned are the numbers of `queueing.Engine`: two lines, fitted by weighted least squares whose
+weights fade with time. One is the time between tokens over the number of requests that run beside,
+the other the engine time of a prompt over its computed tokens. What is assumed at first enters as a
+few observations would: it says how steep a line is for its height, and the height itself only until
+anything was seen. So a kind of engine that is ten times slower than assumed is known after a few
+samples, and one that was never busy is taken to slow down under load as others do.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from assay_operator.autoscaling.model import Histogram, Measured, Policy, Prior, Sample
+from assay_operator.autoscaling.queueing import Engine, Load, outlook
+from assay_operator.autoscaling.state import Learned, Line
+
+KV_FULL = 0.95
+"""SGLang admits no request that its KV memory may not hold; a little of it is never used."""
+_PRIOR_WEIGHT = 2.0
+"""Samples that the assumed slope of a line counts as."""
+_PRIOR_HEIGHT = 0.05
+_RUNNING = 16.0
+"""The number of running requests at which the assumed slope counts so."""
+_MANY_GAPS, _MANY_PROMPTS = 50.0, 5.0
+"""A sample with so many counts half."""
+_MOST_BUSY = 0.9
+_SLOW_SHARE = 0.05
+"""How fast means follow that are no lines, each sample."""
+_CORRECTION = (0.7, 3.0)
+_CORRECTION_DOUBLES_S = 120.0
+_ENOUGH_PROMPTS = 20.0
+
+
+def engine(learned: Learned, prior: Prior) -> Engine:
+    """What a replica can do as far as it is known, the rest as assumed."""
+    itl, per_running = _solve(learned.itl, prior.itl_s, prior.itl_per_running_s, _RUNNING)
+    first, per_token = _solve(
+        learned.prefill, prior.first_token_s, prior.prompt_token_s, prior.prompt_tokens
+    )
+    places = [prior.slots] if prior.slots is not None else []
+    if learned.kv_per_request:
+        places.append(max(1.0, KV_FULL / learned.kv_per_request))
+    return Engine(
+        itl_s=itl,
+        itl_per_running_s=per_running,
+        first_token_s=first,
+        prompt_token_s=per_token,
+        prompt_cv2=1.0 if learned.prompt_cv2 is None else learned.prompt_cv2,
+        slots=min(places, default=None),
+        correction=learned.correction,
+        samples=learned.samples,
+    )
+
+
+def teaches(sample: Sample) -> bool:
+    """Whether capacity may be learned from it.
+
+    Not from cold replicas, which are not in `measured`, nor while others start or load weights and
+    take memory, disks and cores from them.
+    """
+    quiet = sample.starting == 0 and sample.away == 0 and not sample.rollout
+    return quiet and sample.seconds > 0 and bool(sample.measured and sample.measured.engines)
+
+
+def learn(learned: Learned, policy: Policy, sample: Sample) -> Learned:
+    """With what one sample tells; unchanged where it tells nothing."""
+    seen = sample.measured
+    if seen is None or not teaches(sample):
+        return learned
+    fade = math.exp(-sample.seconds / policy.memory_s)
+    now = engine(learned, policy.prior)
+    rate = seen.ttft.count / sample.seconds / seen.engines
+    after = learned
+    if (first := seen.ttft.mean) is not None and first > 0 and seen.queued == 0:
+        tokens = seen.prompt_tokens / seen.ttft.count
+        # The mean time to the first token is x / (1 - r x) where prompts wait for each other as in
+        # M/M/1; this is that solved for x.
+        took = first / (1 + rate * first)
+        weight = _weight(seen.ttft.count, _MANY_PROMPTS)
+        line = _observe(learned.prefill, fade, tokens, took, now.prompt_s(tokens), weight=weight)
+        after = replace(after, prefill=line)
+    if (gap := seen.itl.mean) is not None and gap > 0:
+        busy = min(_MOST_BUSY, rate * now.prompt_s(seen.prompt_tokens / max(seen.ttft.count, 1.0)))
+        running = _running(seen, sample.seconds, gap)
+        step = now.itl_s + now.itl_per_running_s * running
+        weight = _weight(seen.itl.count, _MANY_GAPS)
+        line = _observe(learned.itl, fade, running, gap * (1 - busy), step, weight=weight)
+        after = replace(after, itl=line)
+    if after is learned:
+        return learned
+    return replace(
+        after,
+        kv_per_request=_follow(learned.kv_per_request, _kv_per_request(seen)),
+        prompt_cv2=_follow(learned.prompt_cv2, _cv2(seen.prompts)),
+        samples=learned.samples + 1,
+        correction=_correction(learned.correction, fade, policy, now, sample),
+    )
+
+
+def _running(seen: Measured, seconds: float, gap: float) -> float:
+    """Requests that one engine ran, its mean: tokens/s times seconds a token (Little's law).
+
+    Exact where the gauge is one moment's; that counts where no token was counted yet.
+    """
+    if seen.output_tokens > 0:
+        return seen.output_tokens / seconds / seen.engines * gap
+    return seen.running / seen.engines
+
+
+def _correction(old: float, fade: float, policy: Policy, now: Engine, sample: Sample) -> float:
+    """Follows whether users wait longer, or shorter, than the model says of this very load.
+
+    Only where nobody waited in a queue: a burst that is over the replicas' heads says nothing
+    against the model.
+    """
+    seen = sample.measured
+    rested = 1 + (old - 1) * fade
+    if seen is None or policy.ttft_s is None or seen.queued or sample.queued or sample.held:
+        return rested
+    share, prompts = seen.ttft.share_within(policy.ttft_s), seen.ttft.count
+    if share is None or prompts < _ENOUGH_PROMPTS:
+        return rested
+    load = Load(
+        prompts / sample.seconds, seen.prompt_tokens / prompts, seen.output_tokens / prompts
+    )
+    said = outlook(now, load, seen.engines, policy.attainment).ttft_s <= policy.ttft_s
+    noise = 2 * math.sqrt(policy.attainment * (1 - policy.attainment) / prompts)
+    grown = 2 ** (sample.seconds / _CORRECTION_DOUBLES_S)
+    if said and share < policy.attainment - noise:
+        return min(_CORRECTION[1], old * grown)
+    if not said and share > policy.attainment:
+        return max(_CORRECTION[0], old / grown)
+    return rested if said else old
+
+
+def _kv_per_request(seen: Measured) -> float | None:
+    each = seen.running / seen.engines
+    return seen.kv_use / each if seen.kv_use and each >= 1 else None
+
+
+def _cv2(lengths: Histogram) -> float | None:
+    """Variance by the square of the mean, from the middles of buckets; None without any."""
+    count = lengths.count
+    if count <= 0 or not lengths.bounds:
+        return None
+    edges = (0.0, *lengths.bounds)
+    middles = [(low + high) / 2 for low, high in zip(edges, lengths.bounds, strict=False)]
+    middles.append(2 * lengths.bounds[-1])
+    pairs = list(zip(middles, lengths.counts, strict=True))
+    mean = sum(middle * number for middle, number in pairs) / count
+    square = sum(middle**2 * number for middle, number in pairs) / count
+    return max(0.0, square / mean**2 - 1) if mean > 0 else None
+
+
+def _follow(old: float | None, new: float | None) -> float | None:
+    if old is None or new is None:
+        return old if new is None else new
+    return old + _SLOW_SHARE * (new - old)
+
+
+def _weight(count: float, half: float) -> float:
+    return count / (count + half)
+
+
+def _observe(
+    line: Line, fade: float, u: float, y: float, expected: float, *, weight: float
+) -> Line:
+    """With one observation more; one far off the line counts less (Huber's weights)."""
+    off = abs(y - expected) / expected
+    weight *= min(1.0, 2 * line.spread / off) if off else 1.0
+    return Line(
+        w=line.w * fade + weight,
+        u=line.u * fade + weight * u,
+        uu=line.uu * fade + weight * u * u,
+        y=line.y * fade + weight * y,
+        uy=line.uy * fade + weight * u * y,
+        # What is off again and again is no outlier, but news.
+        spread=max(0.05, line.spread + 0.1 * (min(off, 5 * line.spread) - line.spread)),
+    )
+
+
+def _solve(line: Line, height: float, slope: float, at: float) -> tuple[float, float]:
+    """Height at 0 and slope of the line, both above or at 0, given those that are assumed.
+
+    Minimises the squares of the observations plus
+    `_PRIOR_HEIGHT * (a - height)^2 + _PRIOR_WEIGHT * at^2 * (b - a * slope / height)^2`.
+    """
+    ratio = slope / height
+    strength = _PRIOR_WEIGHT * at * at
+    aa = line.w + strength * ratio**2 + _PRIOR_HEIGHT
+    ab = line.u - strength * ratio
+    bb = line.uu + strength
+    ya = line.y + _PRIOR_HEIGHT * height
+    determinant = aa * bb - ab * ab
+    a = (ya * bb - ab * line.uy) / determinant
+    b = (aa * line.uy - ab * ya) / determinant
+    if b < 0:
+        return ya / (line.w + _PRIOR_HEIGHT), 0.0
+    if a <= 0:
+        return height * 1e-3, line.uy / line.uu
+    return a, b

@@ -1,0 +1,286 @@
+"""How much is asked of a service now and soon: from samples to rates, and what is kept of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from assay_operator.autoscaling import capacity
+from assay_operator.autoscaling.model import Policy, Sample
+from assay_operator.autoscaling.state import Learned, Mix, Point, State
+
+POINT_S = 30.0
+POINTS = 120
+"""An hour of history."""
+LONGEST_STARTUP_S = 900.0
+"""What takes longer has another reason than starting, and is not planned for."""
+_MIX_S = 600.0
+_MIX_PRIOR = 2.0
+_PARTS = 32
+"""Samples are joined where a window holds more."""
+_PROFILES = 4
+_TREND_S = (120.0, 600.0)
+_TREND_POINTS = 4
+_FORECAST_AT_MOST = 2.0
+_SIGMAS = 2.0
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What is asked of all replicas together.
+
+    Attributes:
+        level: requests/s over the usual window, None where none of it is known.
+        fast: over the short window in which bursts show, likewise.
+        forecast: when a replica that is asked for now would be there.
+        surge: what may come on top before that, as it did in the last hour.
+        backlog: requests/s that it takes to have the queue gone in time.
+        waiting: requests in queues.
+        under_way: requests that run or wait.
+        prompt_tokens: to be computed for each request.
+        output_tokens: to be generated for each.
+        burst_window_s: of `fast`.
+    """
+
+    level: float | None
+    fast: float | None
+    forecast: float
+    surge: float
+    backlog: float
+    waiting: float
+    under_way: float
+    prompt_tokens: float
+    output_tokens: float
+    burst_window_s: float
+
+
+def startup(policy: Policy, state: State) -> float:
+    """Seconds from wanting a replica until it is routable, as learned or assumed."""
+    seconds = policy.prior.startup_s if state.startup_s is None else state.startup_s
+    return min(seconds, LONGEST_STARTUP_S)
+
+
+def up_window(policy: Policy, state: State) -> float:
+    """Over which the rate is taken: what takes long to answer is looked at for longer."""
+    return max(policy.up_window_s, startup(policy, state) / 2)
+
+
+def burst_window(policy: Policy, state: State) -> float:
+    """Over which the rate is taken to notice a burst, likewise."""
+    return max(policy.burst_window_s, startup(policy, state) / 4)
+
+
+def absorb(policy: Policy, state: State, sample: Sample) -> State:
+    """The state with what a sample tells, before anything is decided from it."""
+    clock = state.clock + sample.seconds
+    load = (sample.running, sample.queued)
+    under_way = None if None in load else sum(each or 0.0 for each in load) + sample.held
+    state = _started(replace(state, now=sample.now, clock=clock), sample)
+    recent = _recent(policy, state, (sample.seconds, sample.arrivals, under_way))
+    history = _history(state, sample)
+    state = replace(
+        state,
+        recent=recent,
+        history=history,
+        learned=_learned(policy, state, sample),
+        mix=_mix(state.mix, sample),
+        active=_active(state, sample, under_way),
+    )
+    if len(history) > 1 and history[-1].seconds <= sample.seconds:
+        state = replace(state, surge=surge(policy, state))
+    return state
+
+
+def demand(policy: Policy, state: State, sample: Sample) -> Demand:
+    """What is asked for, from what is known."""
+    level, under_way = _rates(state, up_window(policy, state))
+    short = burst_window(policy, state)
+    fast, _ = _rates(state, short)
+    waiting = (sample.queued or 0.0) + sample.held
+    known = max(level or 0.0, fast or 0.0)
+    # One that waits for its turn in an engine is no queue yet.
+    queue = max(0.0, waiting - sample.ready)
+    backlog = min(queue / max(policy.drain_s, startup(policy, state)), known)
+    mix, prior = state.mix, policy.prior
+    requests = mix.requests + _MIX_PRIOR
+    return Demand(
+        level=level,
+        fast=fast,
+        forecast=_forecast(policy, state, level or 0.0, known),
+        surge=state.surge,
+        backlog=backlog,
+        waiting=waiting,
+        under_way=under_way or 0.0,
+        prompt_tokens=(mix.prompt_tokens + _MIX_PRIOR * prior.prompt_tokens) / requests,
+        output_tokens=(mix.output_tokens + _MIX_PRIOR * prior.output_tokens) / requests,
+        burst_window_s=short,
+    )
+
+
+def surge(policy: Policy, state: State) -> float:
+    """The rise of the rate within a start-up that `policy.surge_quantile` of the last hour's
+    moments did not exceed, beyond what comes and goes by chance; requests/s.
+
+    It is what stock is kept for in a warehouse: the demand until new goods can be there.
+    """
+    if not policy.surge_quantile:
+        return 0.0
+    ahead = max(1, math.ceil(startup(policy, state) / POINT_S))
+    width = max(1, round(up_window(policy, state) / POINT_S))
+    rates = [rate for point in state.history[:-1] if (rate := _rate(point)) is not None]
+    smooth = [math.fsum(rates[i : i + width]) / width for i in range(len(rates) - width + 1)]
+    rises = [
+        max(smooth[i + 1 : i + 1 + ahead])
+        - smooth[i]
+        - _SIGMAS * math.sqrt(smooth[i] / (width * POINT_S))
+        for i in range(len(smooth) - ahead)
+    ]
+    if len(rises) < _TREND_POINTS:
+        return 0.0
+    return max(0.0, sorted(rises)[int(policy.surge_quantile * len(rises))])
+
+
+def _started(state: State, sample: Sample) -> State:
+    """What is known of replicas that start: since when, and how long it took."""
+    took = [state.clock - each.since for each in state.pending if each.replicas <= sample.ready]
+    seconds = state.startup_s
+    for each in took:
+        # A start that took long counts more: it costs more to be wrong about it.
+        seconds = (
+            each
+            if seconds is None
+            else seconds + (0.5 if each > seconds else 0.2) * (each - seconds)
+        )
+    since = (state.starting or state.clock) if sample.starting else None
+    left = tuple(each for each in state.pending if each.replicas > sample.ready)
+    return replace(state, pending=left, startup_s=seconds, starting=since)
+
+
+def _recent(
+    policy: Policy, state: State, new: tuple[float, float | None, float | None]
+) -> tuple[tuple[float, float | None, float | None], ...]:
+    """With the newest sample, and without those that no window reaches."""
+    window, kept = up_window(policy, state), [*state.recent]
+    if new[0] <= 0:
+        return state.recent
+    last = kept[-1] if kept else None
+    known = (new[1] is None, new[2] is None)
+    if last and last[0] < window / _PARTS and (last[1] is None, last[2] is None) == known:
+        spans = last[0] + new[0]
+        arrivals = None if last[1] is None or new[1] is None else last[1] + new[1]
+        mean = (
+            None
+            if last[2] is None or new[2] is None
+            else (last[2] * last[0] + new[2] * new[0]) / spans
+        )
+        kept[-1] = (spans, arrivals, mean)
+    else:
+        kept.append(new)
+    total, at = 0.0, len(kept)
+    while at and total < window:
+        at -= 1
+        total += kept[at][0]
+    return tuple(kept[at:])
+
+
+def _rates(state: State, window: float) -> tuple[float | None, float | None]:
+    """Requests/s and requests under way in the last `window` seconds, as far as they are known."""
+    total = came = spans = under_way = under_way_spans = 0.0
+    for seconds, arrivals, running in reversed(state.recent):
+        if total >= window:
+            break
+        total += seconds
+        if arrivals is not None:
+            came, spans = came + arrivals, spans + seconds
+        if running is not None:
+            under_way += running * seconds
+            under_way_spans += seconds
+    return (came / spans if spans else None, under_way / under_way_spans if spans else None)
+
+
+def _history(state: State, sample: Sample) -> tuple[Point, ...]:
+    """With the sample in its point, at most an hour."""
+    start = state.clock - sample.seconds
+    points = state.history
+    if points and start < points[-1].start + POINT_S:
+        last, points = points[-1], points[:-1]
+    else:
+        last = Point(start=round(start, 1))
+    unknown = 0.0 if sample.known else sample.seconds
+    point = replace(
+        last,
+        seconds=last.seconds + sample.seconds,
+        unknown=last.unknown + unknown,
+        arrivals=last.arrivals + ((sample.arrivals or 0.0) if sample.known else 0.0),
+        waiting=max(last.waiting, (sample.queued or 0.0) + sample.held),
+        ready=sample.ready,
+    )
+    return (*points, point)[-POINTS:]
+
+
+def _learned(policy: Policy, state: State, sample: Sample) -> dict[str, Learned]:
+    """With what the sample tells of this kind of engine, which comes last; few are kept."""
+    old = state.learned.get(policy.profile, Learned())
+    new = capacity.learn(old, policy, sample)
+    if new is old:
+        return state.learned
+    others = [(name, each) for name, each in state.learned.items() if name != policy.profile]
+    return dict([*others, (policy.profile, new)][-_PROFILES:])
+
+
+def _mix(mix: Mix, sample: Sample) -> Mix:
+    if not sample.known or sample.prompt_tokens is None or sample.output_tokens is None:
+        return mix
+    fade = math.exp(-sample.seconds / _MIX_S)
+    return Mix(
+        requests=mix.requests * fade + (sample.arrivals or 0.0),
+        prompt_tokens=mix.prompt_tokens * fade + sample.prompt_tokens,
+        output_tokens=mix.output_tokens * fade + sample.output_tokens,
+    )
+
+
+def _active(state: State, sample: Sample, under_way: float | None) -> float:
+    """When there was a request last; a time of which nothing is known is not silent."""
+    if sample.arrivals or under_way or sample.held:
+        return state.clock
+    return state.active if sample.known else state.active + sample.seconds
+
+
+def _rate(point: Point) -> float | None:
+    known = point.seconds - point.unknown
+    return point.arrivals / known if known > 0 and known >= point.seconds / 2 else None
+
+
+def _forecast(policy: Policy, state: State, level: float, known: float) -> float:
+    """The rate when a replica that is asked for now would be there, if it goes on rising so.
+
+    The slope is that of a line through the last points, if it is more than chance, and no more than
+    that of their second half: a step is no trend.
+    """
+    ahead = startup(policy, state)
+    reach = min(max(2 * ahead, _TREND_S[0]), _TREND_S[1])
+    points = [
+        (point.start + point.seconds / 2, rate)
+        for point in state.history
+        if point.start >= state.clock - reach and point.seconds >= POINT_S / 2
+        if (rate := _rate(point)) is not None
+    ]
+    if len(points) < _TREND_POINTS:
+        return level
+    slope, spread = _slope(points)
+    chance = _SIGMAS * math.sqrt(max(level, 1 / POINT_S) / POINT_S / spread)
+    if slope <= chance:
+        return level
+    slope = min(slope, _slope(points[len(points) // 2 :])[0])
+    # The level is that of the middle of its window.
+    lag = up_window(policy, state) / 2
+    return min(level + max(0.0, slope) * (ahead + lag), max(level, _FORECAST_AT_MOST * known))
+
+
+def _slope(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Of the line through the points, and the sum of the squares of their times."""
+    middle = math.fsum(at for at, _ in points) / len(points)
+    mean = math.fsum(rate for _, rate in points) / len(points)
+    spread = math.fsum((at - middle) ** 2 for at, _ in points)
+    return math.fsum((at - middle) * (rate - mean) for at, rate in points) / spread, spread

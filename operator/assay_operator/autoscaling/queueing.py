@@ -1,0 +1,252 @@
+"""What users would feel with so many replicas: a queueing model of continuous batching.
+
+One engine runs all its requests in steps. A step takes `a + b * others` for a request that runs
+beside `others`, and prompts take the engine for `x` seconds each, in which no step is made. With
+`r` requests/s for an engine, each of `n` output tokens, and `busy = r * (x + b * n)`, the engine is
+a processor-sharing queue whose speed depends on how many share it. What follows holds whatever the
+lengths' distribution is (insensitivity: Cohen, "The multiple phase service network with generalized
+processor sharing", Acta Informatica 12, 1979):
+
+- the mean time between tokens is `a / (1 - busy)`;
+- the number of running requests is negative binomial with mean `m = r * n * a / (1 - busy)` and
+  variance `m / (1 - r * b * n / (1 - r * x))`; so what is kept free grows with the square root of
+  the load (square-root staffing: Halfin and Whitt, Operations Research 29, 1981).
+
+First tokens wait for the prompts before them, which go before all steps: M/G/c by Allen and
+Cunneen's approximation, in Sakasegawa's closed form (Annals of the Institute of Statistical
+Mathematics 29, 1977), which for one server is Pollaczek and Khinchine's formula. Where an engine
+can run only so many requests at once, they wait for a place, too, by the same formula. Shares of
+requests come from a gamma distribution of the same mean and variance, which is exact for
+exponential times and for constant ones, by Wilson and Hilferty's approximation (PNAS 17, 1931).
+
+Replicas count as one station with many servers, since the router sends a request where there is
+room. Where it does not, users wait longer than this says, which is measured and learned from as
+`Engine.correction`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from statistics import NormalDist
+
+from assay_operator.autoscaling.model import Policy
+
+FULL = 0.95
+"""An engine that is busy for a larger share of its time than this is taken to be overloaded."""
+NEAR = 1.25
+"""Objectives out of reach are replaced by the best that there is, times this."""
+_PRECISION, _NO_END = 0.005, 1e6
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One replica in numbers.
+
+    Attributes:
+        itl_s: between two tokens of a request that runs alone (`a`).
+        itl_per_running_s: what each other one adds (`b`).
+        first_token_s: that each prompt takes, whatever its length.
+        prompt_token_s: that each of its computed tokens takes.
+        prompt_cv2: variance of the prompts' lengths, by the square of their mean.
+        slots: requests that it runs at once at most, None where there is no known limit.
+        correction: what the load is multiplied by, for what this model does not see.
+        samples: how many it was learned from; 0 means that all is assumed.
+    """
+
+    itl_s: float
+    itl_per_running_s: float
+    first_token_s: float
+    prompt_token_s: float
+    prompt_cv2: float = 1.0
+    slots: float | None = None
+    correction: float = 1.0
+    samples: int = 0
+
+    def prompt_s(self, tokens: float) -> float:
+        """Engine time of a prompt with so many computed tokens (`x`)."""
+        return self.first_token_s + self.prompt_token_s * tokens
+
+
+@dataclass(frozen=True)
+class Load:
+    """What all replicas together have to bear.
+
+    Attributes:
+        rate: requests/s.
+        prompt_tokens: to be computed for each.
+        output_tokens: to be generated for each.
+        under_way: requests that run or wait, for the objective `concurrency`.
+    """
+
+    rate: float
+    prompt_tokens: float
+    output_tokens: float
+    under_way: float = 0.0
+
+    def times(self, factor: float) -> Load:
+        """So many times the load."""
+        return replace(self, rate=self.rate * factor, under_way=self.under_way * factor)
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What users feel: `inf` where a replica is overloaded.
+
+    Attributes:
+        ttft_s: time to the first token that the given share of requests stays within.
+        itl_s: mean time between a request's tokens, likewise.
+        running: requests that a replica runs at a time, their mean.
+        busy: the share of its time in which a replica works at full speed.
+    """
+
+    ttft_s: float
+    itl_s: float
+    running: float
+    busy: float
+
+
+@dataclass(frozen=True)
+class Goals:
+    """What is planned for; `inf` where there is no objective.
+
+    Attributes:
+        share: of the requests that shall be within them.
+        ttft_s: most seconds to the first token.
+        itl_s: most seconds between a request's tokens, their mean.
+        concurrency: most requests under way for a replica.
+    """
+
+    share: float
+    ttft_s: float
+    itl_s: float
+    concurrency: float
+
+
+def outlook(engine: Engine, load: Load, replicas: int, share: float) -> Outlook:
+    """What `share` of the requests stays within when `replicas` bear the load evenly."""
+    rate = load.rate * engine.correction / replicas
+    prompt = engine.prompt_s(load.prompt_tokens)
+    prompts = rate * prompt
+    growth = rate * engine.itl_per_running_s * load.output_tokens
+    busy = prompts + growth
+    if busy >= FULL:
+        return Outlook(math.inf, math.inf, math.inf, busy)
+    running = rate * load.output_tokens * engine.itl_s / (1 - busy)
+    place = _NONE
+    if engine.slots is not None:
+        service = load.output_tokens * engine.itl_s / (1 - busy)
+        place = _wait(running / engine.slots, engine.slots * replicas, service, 1.0)
+    z = _z(share)
+    crowd = running + z * math.sqrt(running / (1 - growth / (1 - prompts)) / replicas)
+    itl = (engine.itl_s + engine.itl_per_running_s * crowd) / (1 - prompts)
+    cv2 = engine.prompt_cv2 * (engine.prompt_token_s * load.prompt_tokens / prompt) ** 2
+    turn = _wait(prompts, replicas, prompt, cv2)
+    mean = prompt + turn.mean + place.mean
+    variance = prompt**2 * cv2 + turn.variance + place.variance
+    return Outlook(_gamma_quantile(mean, variance, z), itl, running, busy)
+
+
+def idle(engine: Engine, load: Load, share: float) -> Outlook:
+    """What a single replica could do if each request came alone: nothing can be better."""
+    return outlook(replace(engine, slots=None), replace(load, rate=0.0), 1, share)
+
+
+def goals(policy: Policy, engine: Engine, load: Load) -> Goals:
+    """The objectives, out of reach or not, as they are planned for."""
+    best = idle(engine, load, policy.attainment)
+    return Goals(
+        share=policy.attainment,
+        ttft_s=_nearest(policy.ttft_s, best.ttft_s),
+        itl_s=_nearest(policy.itl_s, best.itl_s),
+        concurrency=math.inf if policy.concurrency is None else policy.concurrency,
+    )
+
+
+def meets(goals: Goals, engine: Engine, load: Load, replicas: int) -> bool:
+    """Whether so many replicas reach the goals."""
+    if load.under_way > replicas * goals.concurrency:
+        return False
+    if math.isinf(goals.ttft_s) and math.isinf(goals.itl_s):
+        return True
+    seen = outlook(engine, load, replicas, goals.share)
+    return seen.ttft_s <= goals.ttft_s and seen.itl_s <= goals.itl_s and seen.busy < FULL
+
+
+def needed(goals: Goals, engine: Engine, load: Load, most: int) -> int:
+    """The fewest replicas, at least 1, that reach the goals; `most` where fewer do not."""
+    low, high = 0, most
+    while high - low > 1:
+        middle = (low + high) // 2
+        if meets(goals, engine, load, middle):
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def bearable(goals: Goals, engine: Engine, load: Load, replicas: int) -> float:
+    """How many times `load` so many replicas can bear; 0 where there are none."""
+    if replicas < 1:
+        return 0.0
+    low, high = 0.0, 1.0
+    while meets(goals, engine, load.times(high), replicas) and high < _NO_END:
+        low, high = high, high * 2
+    while high - low > _PRECISION * high:
+        middle = (low + high) / 2
+        if meets(goals, engine, load.times(middle), replicas):
+            low = middle
+        else:
+            high = middle
+        if high < 1 / _NO_END:
+            return 0.0
+    return low
+
+
+@dataclass(frozen=True)
+class _Wait:
+    """A wait that is nothing, or else exponential."""
+
+    mean: float
+    variance: float
+
+
+_NONE = _Wait(0.0, 0.0)
+_ENDLESS = _Wait(math.inf, math.inf)
+
+
+def _wait(used: float, servers: float, service: float, cv2: float) -> _Wait:
+    """For one of `servers` (1 or more) that are in use for the share `used` of their time.
+
+    Args:
+        used: see there.
+        servers: see there.
+        service: mean seconds for which a request has one.
+        cv2: variance of these seconds, by the square of their mean.
+    """
+    if used <= 0:
+        return _NONE
+    if used >= FULL:
+        return _ENDLESS
+    probability = used ** (math.sqrt(2 * (max(1.0, servers) + 1)) - 1)
+    mean = probability * service * (1 + cv2) / (2 * max(1.0, servers) * (1 - used))
+    # With probability q exponential with mean m / q: 2 (m / q)^2 q - m^2.
+    return _Wait(mean, mean**2 * (2 - probability) / probability) if mean > 0 else _NONE
+
+
+def _nearest(objective: float | None, best: float) -> float:
+    return math.inf if objective is None else max(objective, NEAR * best)
+
+
+def _gamma_quantile(mean: float, variance: float, z: float) -> float:
+    if variance <= 0 or math.isinf(mean):
+        return mean
+    shape = mean**2 / variance
+    root = 1 - 1 / (9 * shape) + z / (3 * math.sqrt(shape))
+    return mean * max(root, 0.0) ** 3
+
+
+@lru_cache(maxsize=64)
+def _z(share: float) -> float:
+    return NormalDist().inv_cdf(share)
