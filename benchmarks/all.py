@@ -12,7 +12,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from benchmarks import failover, operator_scale, routing
+from benchmarks import failover, operator_scale, rollout, routing
 from benchmarks.common import say
 from tests.assay import Assay, on_a_cluster
 from tests.cluster import ClusterError
@@ -21,6 +21,7 @@ BENCHMARKS: dict[str, Callable[[Assay], None]] = {
     "routing": routing.run,
     "scale": operator_scale.run,
     "failover": failover.run,
+    "rollout": rollout.run,
 }
 
 

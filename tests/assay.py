@@ -20,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from assay_operator.plan import MANAGED_BY_LABEL
 from tests.cluster.cluster import Cluster
 from tests.cluster.images import Images
 from tests.cluster.lifecycle import down, up
@@ -138,9 +139,13 @@ class Assay:
     def values(self) -> Json:
         """The chart's values for this cluster."""
         repository, _, tag = self.images.reference("operator").rpartition(":")
+        # Tests and benchmarks ask engines themselves, from pods of their own beside them.
+        theirs = {"key": MANAGED_BY_LABEL, "operator": "DoesNotExist"}
+        peers = [{"podSelector": {"matchExpressions": [theirs]}}]
         return {
             "image": {"repository": repository, "tag": tag},
             "config": self.operator_config(),
+            "networkPolicy": {"workloads": {"metricsFrom": peers}},
         }
 
     def steps(self) -> list[Step]:

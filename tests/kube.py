@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -120,7 +120,7 @@ class Kube:
             ]
         )
 
-    def events(self, name: str) -> list[Json]:
+    def events(self, name: str) -> Sequence[Json]:
         """The Events about the InferenceService."""
         return [
             item

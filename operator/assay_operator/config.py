@@ -73,6 +73,26 @@ class TrainerDefaults(_Part):
     )
 
 
+class OperatorPods(_Part):
+    """Where the operator's own pods run."""
+
+    namespace: str = Field(min_length=1)
+    podLabels: dict[str, str] = Field(
+        min_length=1, description="Labels that they have and nobody else's pods do."
+    )
+
+
+class NetworkPolicies(_Part):
+    """Who may reach the pods of services and jobs, beside those that belong together."""
+
+    operator: OperatorPods
+    metricsFrom: list[dict[str, Any]] = Field(
+        default=[],
+        description="Who may read the metrics of engines, routers and trainers, as peers of a "
+        "NetworkPolicy. An engine has them at the port of all else.",
+    )
+
+
 class OperatorConfig(_Part):
     """Defaults that a cluster's administrator sets once."""
 
@@ -81,6 +101,12 @@ class OperatorConfig(_Part):
     verifier: VerifierDefaults = VerifierDefaults()
     trainer: TrainerDefaults = TrainerDefaults()
     imagePullPolicy: str = "IfNotPresent"
+    networkPolicy: NetworkPolicies | None = Field(
+        None,
+        description="Makes NetworkPolicies for engines, routers and trainers. The chart writes it. "
+        "An operator in a shell comes to pods through the API server, which no policy can name: "
+        "without this it makes none.",
+    )
 
 
 def load(path: Path | None) -> OperatorConfig:

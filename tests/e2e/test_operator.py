@@ -6,40 +6,24 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.cluster.cluster import is_ready
 from tests.e2e.clients import chat, kill_process, kill_router
-from tests.kube import Json, Kube, infsvc, wait_for
-
-SYSTEM = "assay-system"
-OPERATOR = "app.kubernetes.io/name=assay"
-
-
-def system(kube: Kube) -> Kube:
-    return Kube(kube.cluster, SYSTEM)
-
-
-def lease(kube: Kube) -> Json:
-    found: Any = system(kube).list("leases")
-    assert len(found) == 1
-    spec: Json = found[0]["spec"]
-    return spec
-
-
-def leader(kube: Kube) -> str:
-    """The name of the operator pod that holds the Lease."""
-    holder = lease(kube).get("holderIdentity") or ""
-    pods = [pod["metadata"]["name"] for pod in system(kube).list("pods", OPERATOR)]
-    return next((name for name in pods if name in holder), "")
+from tests.e2e.operators import (
+    SYSTEM,
+    leader,
+    no_operators,
+    own_operator,
+    system,
+    wait_operators,
+)
+from tests.kube import Kube, infsvc
 
 
 @contextmanager
@@ -67,14 +51,9 @@ def holders(kube: Kube) -> Iterator[list[str]]:
 @pytest.fixture
 def operators(kube: Kube) -> Iterator[Kube]:
     """Two ready replicas before, and again after."""
-
-    def two() -> bool:
-        return sum(map(is_ready, system(kube).list("pods", OPERATOR))) == 2
-
-    wait_for("two operators", two, 120)
+    wait_operators(kube)
     yield system(kube)
-    system(kube).kubectl("scale", "deployment/assay-operator", "--replicas=2")
-    wait_for("two operators again", two, 180)
+    wait_operators(kube)
 
 
 def test_one_of_two_replicas_leads(kube: Kube, operators: Kube) -> None:
@@ -120,32 +99,6 @@ def versions(kube: Kube, name: str) -> dict[str, str]:
     }
 
 
-@contextmanager
-def no_operators(kube: Kube) -> Iterator[None]:
-    operators = system(kube)
-    operators.kubectl("scale", "deployment/assay-operator", "--replicas=0")
-    wait_for("no operator", lambda: not operators.list("pods", OPERATOR), 60)
-    yield
-
-
-@contextmanager
-def own_operator(kube: Kube, config: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`python -m assay_operator run` from a shell, for the test's namespace only."""
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "assay_operator", "run", "--namespace", kube.namespace),
-            *("--no-leader-election", "--port", "0", "--log-format", "text"),
-            *("--config", str(config)),
-        ],
-        env={**os.environ, "KUBECONFIG": str(kube.cluster.kubeconfig)},
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
 def test_without_an_operator_the_model_goes_on_serving(
     kube: Kube, model: str, operators: Kube
 ) -> None:
@@ -154,7 +107,6 @@ def test_without_an_operator_the_model_goes_on_serving(
         with no_operators(kube):
             assert "time to first token" in chat(kube, "steady", "hello")
             kill_router(kube, "steady")
-        operators.kubectl("scale", "deployment/assay-operator", "--replicas=2")
 
 
 def test_an_operator_killed_at_any_moment_of_a_start_converges(

@@ -4,72 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.assay import Assay
-from tests.cluster.processes import Processes
-from tests.cluster.steps import StepRun
-from tests.e2e.clients import run_in_pod
-from tests.kube import Json, Kube, infsvc, wait_for
+from tests.e2e.clients import reported
+from tests.e2e.jobs import ENGINE, make_task, sorting_job, wait_end
+from tests.kube import Kube, wait_for
 
-JOB, SERVICE, SUITE = "sorter", "sorted", "sorted-heldout"
+JOB, SERVICE = "sorter", "sorted"
 STEPS, EVERY = 4, 2
-TRAINED_SECONDS = 400
-ENGINE = {"extraArgs": ["--max-total-tokens", "8192"]}
-"""Without what the tests' usual model asks for: this one reads 64 tokens only."""
-# The list of what is asked lies on the node with the model; a ConfigMap shows it to gate and job.
-READ = "from pathlib import Path; print(Path('/models/task/heldout.jsonl').read_text())"
-
-
-def reader(image: str) -> Json:
-    """A pod that sees the claim `models`."""
-    container = {
-        "name": "reader",
-        "image": image,
-        "command": ["python3", "-c", f"import time; {READ}; time.sleep(1e6)"],
-        "volumeMounts": [{"name": "models", "mountPath": "/models"}],
-    }
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": "reader"},
-        "spec": {
-            "terminationGracePeriodSeconds": 0,
-            "containers": [container],
-            "volumes": [{"name": "models", "persistentVolumeClaim": {"claimName": "models"}}],
-        },
-    }
-
-
-def job() -> Json:
-    engine = infsvc(JOB, {"engine": ENGINE})["spec"]["engine"]
-    return {
-        "apiVersion": "assay.dev/v1alpha1",
-        "kind": "VerifiedRLJob",
-        "metadata": {"name": JOB},
-        "spec": {
-            "model": {"source": "pvc://models/task/model"},
-            "data": {"claim": "models", "path": "task/train.jsonl", "maxPromptTokens": 16},
-            "algorithm": {"name": "grpo", "groupSize": 8},
-            "rollout": {"engine": engine, "maxTokens": 12, "maxStaleness": 0},
-            "trainer": {
-                "accelerator": "cpu",
-                "steps": STEPS,
-                "promptsPerStep": 8,
-                "learningRate": 3e-4,
-                "precision": "fp32",
-                "activationCheckpointing": False,
-                "tokensPerMicroBatch": 2048,
-            },
-            "checkpoint": {
-                "every": EVERY,
-                "storage": {"size": "1Gi", "accessMode": "ReadWriteOnce"},
-            },
-            "evaluation": {"every": EVERY, "suite": {"configMap": SUITE}, "minScore": 0.3},
-        },
-    }
 
 
 @pytest.fixture(scope="module")
@@ -77,27 +21,10 @@ def trained(
     assay: Assay, kube: Kube, model: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Kube]:
     """The small task, and a job that was applied and ran to its end."""
-    log: Path = tmp_path_factory.mktemp("task") / "log"
-    assay.make_task(kube.namespace, StepRun("task", log, Processes()))
-    kube.apply(reader(assay.engine_image))
-    kube.kubectl("wait", "pod/reader", "--for=condition=Ready", "--timeout=120s")
-    suite = wait_for("the suite", lambda: kube.kubectl("logs", "reader").strip(), 30)
-    kube.apply(
-        {
-            "apiVersion": "v1",
-            "kind": "ConfigMap",
-            "metadata": {"name": SUITE},
-            "data": {"suite.jsonl": suite + "\n"},
-        },
-        job(),
-    )
-    kube.delete("pod", "reader")
-
-    def ended() -> Json | None:
-        status: Json = (kube.get("vrl", JOB) or {}).get("status", {})
-        return status if status.get("phase") in ("Complete", "Failed") else None
-
-    wait_for("the job's end", ended, TRAINED_SECONDS, every=1)
+    make_task(assay, kube, tmp_path_factory.mktemp("task") / "log")
+    storage = {"size": "1Gi", "accessMode": "ReadWriteOnce"}
+    kube.apply(sorting_job(JOB, steps=STEPS, every=EVERY, storage=storage))
+    wait_end(kube, JOB)
     yield kube
     kube.delete("vrl", JOB)
 
@@ -140,12 +67,4 @@ def test_a_service_that_follows_the_job_serves_its_best_checkpoint(trained: Kube
             return bool(status.get("served", {}).get("version") == wanted)
 
         wait_for(f"{best} served", served, 240, every=1)
-        pod = trained.list(
-            "pods",
-            f"app.kubernetes.io/instance={SERVICE},app.kubernetes.io/component=engine",
-        )[0]
-        script = (
-            "import json,sys,urllib.request as r;"
-            "print(json.load(r.urlopen(f'http://{sys.argv[1]}:30000/model_info'))['weight_version'])"
-        )
-        assert run_in_pod(trained, script, pod["status"]["podIP"]).strip() == wanted
+        assert reported(trained, SERVICE) == {wanted}

@@ -114,7 +114,12 @@ def everything() -> Json:
     """Values that switch every optional object on."""
     return {
         "metrics": {"serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}},
-        "networkPolicy": {"enabled": True, "metricsFrom": [{"namespaceSelector": {}}]},
+        "networkPolicy": {
+            "enabled": True,
+            "metricsFrom": [{"namespaceSelector": {}}],
+            "workloads": {"metricsFrom": [{"namespaceSelector": {}}]},
+        },
+        "admissionPolicy": {"exemptUsers": ["system:serviceaccount:velero:velero"]},
         "priorityClassName": "system-cluster-critical",
         "imagePullSecrets": [{"name": "registry"}],
         "nodeSelector": {"kubernetes.io/os": "linux"},
@@ -174,6 +179,7 @@ def test_a_namespaced_release_needs_nothing_of_the_whole_cluster(cluster: Cluste
         "watchNamespaces": ["b", "a", "b"],
         "crds": {"install": False},
         "rbac": {"aggregate": False},
+        "admissionPolicy": {"enabled": False},
     }
     objects = rendered(cluster, values)
     assert [item["kind"] for item in objects if "namespace" not in item["metadata"]] == []
@@ -195,6 +201,49 @@ def test_the_network_policy_lets_engines_routers_and_trainers_be_asked(cluster: 
     assert {53, 443, 6443, ENGINE_PORT, METRICS_PORT, STATUS_PORT} == ports
 
 
+def test_the_operator_is_told_by_what_others_know_its_pods(cluster: Cluster) -> None:
+    def read(objects: list[Json]) -> OperatorConfig:
+        return OperatorConfig.model_validate(
+            yaml.safe_load(one(objects, "ConfigMap")["data"]["config.yaml"])
+        )
+
+    def pods(objects: list[Json]) -> Json:
+        return dict(one(objects, "Deployment")["spec"]["template"]["metadata"])
+
+    default = rendered(cluster, {})
+    peers = [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}]
+    watched = rendered(cluster, {"networkPolicy": {"workloads": {"metricsFrom": peers}}})
+    without = rendered(cluster, {"networkPolicy": {"workloads": {"enabled": False}}})
+    policies = read(default).networkPolicy
+    assert policies is not None and policies.metricsFrom == []
+    assert policies.operator.namespace == SYSTEM
+    assert policies.operator.podLabels.items() <= pods(default)["labels"].items()
+    told = read(watched).networkPolicy
+    assert told is not None and told.metricsFrom == peers
+    assert read(without).networkPolicy is None
+    sums = {pods(each)["annotations"]["checksum/config"] for each in (default, watched, without)}
+    assert len(sums) == 3, "a changed configuration must make new pods"
+
+
+@pytest.mark.parametrize(
+    ("namespaces", "places"), [([], None), (["b", "a"], ["a", "b", SYSTEM])], ids=["all", "some"]
+)
+def test_admission_policies_hold_where_the_operator_works(
+    cluster: Cluster, namespaces: list[str], places: list[str] | None
+) -> None:
+    objects = rendered(cluster, {"watchNamespaces": namespaces})
+    named = {o["metadata"]["name"] for o in objects if o["kind"] == "ValidatingAdmissionPolicy"}
+    assert len(named) == 2
+    for name in named:
+        spec = one(objects, "ValidatingAdmissionPolicyBinding", name)["spec"]
+        assert (spec["policyName"], spec["validationActions"]) == (name, ["Deny"])
+        selector = spec.get("matchResources", {}).get("namespaceSelector")
+        terms = selector["matchExpressions"] if selector else []
+        assert [(term["operator"], term["values"]) for term in terms] == (
+            [("In", places)] if places else []
+        )
+
+
 @pytest.mark.parametrize(
     ("values", "says"),
     [
@@ -204,6 +253,8 @@ def test_the_network_policy_lets_engines_routers_and_trainers_be_asked(cluster: 
         ({"config": {"imagePullPolicy": "Sometimes"}}, "imagePullPolicy"),
         ({"watchNamespaces": ["Team_A"]}, "watchNamespaces"),
         ({"metrics": {"serviceMonitor": {"interval": "soon"}}}, "interval"),
+        ({"admissionPolicy": {"exemptUsers": [""]}}, "exemptUsers"),
+        ({"networkPolicy": {"workloads": {"metricsFrm": []}}}, "metricsFrm"),
     ],
 )
 def test_a_bad_value_is_refused_by_name(cluster: Cluster, values: Json, says: str) -> None:

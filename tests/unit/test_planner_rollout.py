@@ -363,6 +363,28 @@ def test_new_pods_that_do_not_come_up_are_taken_back_with_the_old_template() -> 
     assert cluster.contents() == {"tiny"} and cluster.uids() & before
 
 
+def test_another_wish_while_no_pod_can_start_with_the_new_weights_begins_from_the_old_ones() -> None:
+    """There is no gate, so that nobody tried them before all pods were to start with them."""
+    cluster = serving(rollout={"canary": {"hold": "5s"}})
+    before, pods = cluster.uids(), template(cluster)
+    cluster.disk["other", "x"] = "spoilt"
+    cluster.serve("pvc://other/x")
+    cluster.run("Recreating")
+    for _ in range(40):
+        cluster.advance(1)
+        cluster.reconcile()
+    assert cluster.uids() - before, "one pod of the new template tries to start"
+    began = cluster.now
+    cluster.serve(NEXT)
+    cluster.run("Inspecting")
+    assert cluster.rollout["from"]["name"] == BASE
+    cluster.settle()
+    assert cluster.contents() == {"good"} and cluster.now - began < 180
+    assert cluster.uids() & before and template(cluster) == pods
+    assert cluster.status["history"][0]["from"].startswith("tiny")
+    assert "refused" not in cluster.status, "it was given up, and came to no verdict"
+
+
 def test_a_pod_of_the_old_template_that_restarts_meanwhile_answers_nobody() -> None:
     """It reads the new pointer, and sees another volume in its place: other bytes by that name."""
     cluster = serving(rollout={"canary": {"hold": "5s"}})

@@ -33,6 +33,29 @@ it watches its Lease there, by the same watches as everything else. */}}
 {{- if $names -}}{{ append $names .Release.Namespace | uniq | sortAlpha | toJson }}{{- else -}}[]{{- end -}}
 {{- end -}}
 
+{{/* The operator's configuration file: what the values say, and who may reach the pods it makes. */}}
+{{- define "assay.config" -}}
+{{- $config := deepCopy .Values.config -}}
+{{- with .Values.networkPolicy.workloads -}}
+{{- if .enabled -}}
+{{- $pods := include "assay.selector" $ | fromYaml -}}
+{{- $operator := dict "namespace" $.Release.Namespace "podLabels" $pods -}}
+{{- $_ := set $config "networkPolicy" (dict "operator" $operator "metricsFrom" .metricsFrom) -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $config -}}
+{{- end -}}
+
+{{/* CEL: whether the request is of somebody whom the admission policies hold for. */}}
+{{- define "assay.outsider" -}}
+{{- $account := printf "system:serviceaccount:%s:%s" .Release.Namespace (include "assay.operator" .) -}}
+{{- with .Values.admissionPolicy -}}
+!(request.userInfo.username in {{ prepend .exemptUsers $account | toJson }} ||
+has(request.userInfo.groups) &&
+request.userInfo.groups.exists(group, group in {{ .exemptGroups | toJson }}))
+{{- end -}}
+{{- end -}}
+
 {{/* What the operator may do where it watches: the same rules in a ClusterRole or in Roles. */}}
 {{- define "assay.rules" -}}
 # What users write is read, and never written.

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 
 from assay_operator.api.inference_service import InferenceServiceSpec
-from assay_operator.config import OperatorConfig
+from assay_operator.config import NetworkPolicies, OperatorConfig
+from assay_operator.inference.jobs import GATE
 from assay_operator.inference.objects import WORKERS_FILE, Identity, router_template
+from assay_operator.inference.observation import ENGINE_PORT, METRICS_PORT, ROUTER_PORT
+from assay_operator.inference.policies import DNS, operator_pods, pods, policy, tcp, to_engines
 from assay_operator.inference.profiles import EngineProfile
 from assay_operator.inference.rollout_world import Target
 from assay_operator.plan import Json
@@ -62,6 +65,7 @@ def desired(
         _service(identity),
         _disruption_budget(identity, identity.engine, "engine"),
         _disruption_budget(identity, identity.router, "router"),
+        *(_network_policies(identity, config.networkPolicy) if config.networkPolicy else ()),
     )
 
 
@@ -109,6 +113,34 @@ def _disruption_budget(identity: Identity, name: str, component: str) -> Json:
             "selector": {"matchLabels": identity.selector(component)},
         },
     }
+
+
+def _network_policies(identity: Identity, access: NetworkPolicies) -> tuple[Json, Json]:
+    """Who may reach the engines and the routers.
+
+    Engines reach nothing: their weights lie on volumes that the kubelet mounts, and a request must
+    not have them fetch a picture from a place that only the cluster reaches.
+    """
+    engines, routers = identity.selector("engine"), identity.selector("router")
+    watching = [operator_pods(access), *access.metricsFrom]
+    asking = [pods(routers), pods(identity.selector(GATE)), *watching]
+    return (
+        policy(
+            _metadata(identity, identity.engine, "engine"),
+            engines,
+            ingress=[{"from": asking, "ports": tcp(ENGINE_PORT)}],
+            egress=[DNS],
+        ),
+        policy(
+            _metadata(identity, identity.router, "router"),
+            routers,
+            ingress=[
+                {"ports": tcp(ROUTER_PORT)},
+                {"from": watching, "ports": tcp(METRICS_PORT)},
+            ],
+            egress=[DNS, to_engines(engines)],
+        ),
+    )
 
 
 def _deployment(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from assay_operator.config import OperatorConfig
 from assay_operator.inference.objects import POD_SECURITY
 from assay_operator.inference.observation import ENGINE_PORT
+from assay_operator.inference.policies import DNS, policy, to_engines
 from assay_operator.inference.results import (
     COMPONENT_LABEL,
     INSPECT,
@@ -224,30 +225,13 @@ def network_policy(
     Nobody may reach them either. What a suite's own judges need (`http`, `reward-model`) another
     NetworkPolicy may add.
     """
-    egress: list[Json] = []
-    if engines is not None:
-        dns = [{"port": 53, "protocol": protocol} for protocol in ("UDP", "TCP")]
-        egress = [
-            {"ports": dns},
-            {
-                "to": [{"podSelector": {"matchLabels": dict(engines)}}],
-                "ports": [{"port": ENGINE_PORT, "protocol": "TCP"}],
-            },
-        ]
-    return {
-        "apiVersion": "networking.k8s.io/v1",
-        "kind": "NetworkPolicy",
-        "metadata": {
-            "name": named.name,
-            "namespace": named.namespace,
-            "labels": named.labelled(component),
-        },
-        "spec": {
-            "podSelector": {"matchLabels": named.selector(component)},
-            "policyTypes": ["Ingress", "Egress"],
-            "egress": egress,
-        },
+    egress = [] if engines is None else [DNS, to_engines(engines)]
+    metadata = {
+        "name": named.name,
+        "namespace": named.namespace,
+        "labels": named.labelled(component),
     }
+    return policy(metadata, named.selector(component), egress=egress)
 
 
 def _job(

@@ -106,13 +106,17 @@ def fail(
 
 
 def superseded(rollout: Rollout, world: World, diary: Diary) -> Rollout:
-    """The rollout after another target came into its way, before or after the commit."""
-    if not rollout.committed:
+    """The rollout after another target came into its way, before or after the commit.
+
+    What no pod has come up with is given up like what was not committed: it may be weights that
+    none can start with, and a rollout that began from these would have nothing to go back to.
+    """
+    if rollout.committed and rollout.target.version == world.target.version:
+        return replace(rollout, target=world.target)
+    if not rollout.committed or (rollout.phase == "Recreating" and not rollout.updated):
         detail = f"{who(world.target)} is wanted now."
         diary.say("RolloutSuperseded", f"{who(rollout.target)} is given up: {detail}")
         return _back(replace(rollout, reason=SUPERSEDED, detail=detail), world)
-    if rollout.target.version == world.target.version:
-        return replace(rollout, target=world.target)
     if not may_start(rollout, world):
         return rollout
     diary.history.append(_entry(rollout, world, "Served", SUPERSEDED))

@@ -6,9 +6,10 @@ import json
 from collections.abc import Iterable
 
 from assay_operator.api.verified_rl_job import VerifiedRLJobSpec
-from assay_operator.config import OperatorConfig
+from assay_operator.config import NetworkPolicies, OperatorConfig
 from assay_operator.inference.objects import fingerprint, parse_source
 from assay_operator.inference.observation import ENGINE_PORT
+from assay_operator.inference.policies import DNS, operator_pods, pods, policy, tcp
 from assay_operator.inference.profiles import EngineProfile
 from assay_operator.plan import KEEP_LABEL, Json
 from assay_operator.training.checkpoints import claim_of
@@ -51,6 +52,7 @@ def children(
         _config_map(identity, identity.pins, dict.fromkeys(sorted(pins), "")),
         _headless(identity, identity.engines, "engine", "http", ENGINE_PORT),
         _headless(identity, identity.trainer, "trainer", "status", STATUS_PORT),
+        *(_network_policies(identity, config.networkPolicy) if config.networkPolicy else ()),
         {
             "apiVersion": "apps/v1",
             "kind": "StatefulSet",
@@ -139,6 +141,35 @@ def as_it_stands(job: Json) -> Json:
         },
         "spec": job["spec"],
     }
+
+
+def _network_policies(identity: JobIdentity, access: NetworkPolicies) -> tuple[Json, Json]:
+    """Who may reach the engines and the trainers.
+
+    Among trainers every port is open, since NCCL and gloo take any. They may reach anything: what
+    judges a completion, at whatever address, is named by the spec or by an item of the data.
+    """
+    engines, trainers = identity.selector("engine"), identity.selector("trainer")
+    gang = pods(trainers)
+    return (
+        policy(
+            _metadata(identity, identity.engines, "engine"),
+            engines,
+            ingress=[{"from": [gang, *access.metricsFrom], "ports": tcp(ENGINE_PORT)}],
+            egress=[DNS],
+        ),
+        policy(
+            _metadata(identity, identity.trainer, "trainer"),
+            trainers,
+            ingress=[
+                {"from": [gang]},
+                {
+                    "from": [operator_pods(access), *access.metricsFrom],
+                    "ports": tcp(STATUS_PORT),
+                },
+            ],
+        ),
+    )
 
 
 def _metadata(identity: JobIdentity, name: str, component: str) -> Json:

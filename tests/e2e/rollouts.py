@@ -1,0 +1,122 @@
+"""Weights for rollouts on a cluster, and how these are asked for and waited for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from tests.assay import Assay
+from tests.cluster.processes import Processes
+from tests.cluster.steps import StepRun
+from tests.e2e.clients import engines
+from tests.kube import Json, Kube, infsvc, wait_for
+
+SUITE = "sums"
+ROLLOUT_SECONDS = 300
+# The canary is asked and held in seconds, so that nobody need wait for what people would.
+ROLLOUT: Json = {
+    "canary": {"hold": "5s"},
+    "gate": {
+        "suite": {"configMap": SUITE},
+        "minScore": 0.5,
+        "maxRegression": 0.2,
+        "maxTokens": 8,
+        "timeout": "5m",
+    },
+}
+UNDER_WAY = {"Inspecting", "Weighing"}
+
+
+def suite() -> str:
+    """49 sums, as JSON lines."""
+    head = {"suite": SUITE, "verifier": {"type": "math"}, "maxTokens": 8}
+    items = [
+        {"id": f"{a}+{b}", "prompt": f"{a} + {b} =", "reference": str(a + b)}
+        for a in range(1, 8)
+        for b in range(1, 8)
+    ]
+    return "".join(json.dumps(line) + "\n" for line in (head, *items))
+
+
+def suite_config_map() -> Json:
+    """The suite where gates and Checkpoints find it."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": SUITE},
+        "data": {"suite.jsonl": suite()},
+    }
+
+
+def checkpoint(name: str, folder: str, min_score: float, **spec: str) -> Json:
+    """A folder that a user brings; it is weighed as a service's engines would serve it."""
+    engine = infsvc(name, {})["spec"]["engine"]
+    return {
+        "apiVersion": "assay.dev/v1alpha1",
+        "kind": "Checkpoint",
+        "metadata": {"name": name},
+        "spec": {
+            "source": f"pvc://models/{folder}",
+            **spec,
+            "evaluation": {
+                "suite": {"configMap": SUITE},
+                "minScore": min_score,
+                "engine": engine,
+            },
+        },
+    }
+
+
+def make_models(
+    assay: Assay, namespace: str, log: Path, models: Mapping[str, tuple[str, ...]]
+) -> None:
+    """Small models on the claim `models`: by folder, the options of make_model.py."""
+    for folder, options in models.items():
+        assay.make_model(namespace, StepRun(folder, log, Processes()), folder, options)
+
+
+def wait_verdict(kube: Kube, name: str, kind: str) -> Json:
+    """A Checkpoint's condition, once nothing is under way any more."""
+
+    def look() -> Json | None:
+        status = (kube.get("ckpt", name) or {}).get("status", {})
+        known = {item["type"]: item for item in status.get("conditions", [])}
+        found: Json | None = known.get(kind)
+        return found if found and found["reason"] not in UNDER_WAY else None
+
+    return wait_for(f"{kind} of checkpoint {name}", look, ROLLOUT_SECONDS, every=1)
+
+
+def digest_of(kube: Kube, name: str) -> str:
+    """What a Checkpoint's files are known by."""
+    found: str = (kube.get("ckpt", name) or {})["status"]["digest"]
+    return found
+
+
+def serve(kube: Kube, name: str, source: str) -> None:
+    """Asks a service to serve `source`."""
+    patch = json.dumps({"spec": {"model": {"source": source}}})
+    kube.kubectl("patch", "infsvc", name, "--type=merge", "--patch", patch)
+
+
+def wait_rollout(kube: Kube, name: str, phase: str, version: str) -> Json:
+    """A service's status.rollout, once a rollout to `version` ended in `phase`."""
+
+    def look() -> Json | None:
+        rollout: Json = (kube.get("infsvc", name) or {}).get("status", {}).get("rollout") or {}
+        return (
+            rollout
+            if (rollout.get("phase"), rollout.get("to", {}).get("version")) == (phase, version)
+            else None
+        )
+
+    try:
+        return wait_for(f"rollout to {version} {phase}", look, ROLLOUT_SECONDS, every=1)
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{kube.describe(name)}") from None
+
+
+def engine_uids(kube: Kube, name: str) -> set[str]:
+    """Which pods they are: others after a restart."""
+    return {pod["metadata"]["uid"] for pod in engines(kube, name)}
