@@ -1,0 +1,273 @@
+"""Scale to zero: where a service's requests go, and when its last replicas may leave. Pure.
+
+A service that may have no replica (`autoscaling.min: 0`) has an activator: a small pod that holds
+requests until a replica is routable. It is in the path only while the Service points to it:
+
+    Serving   the Service points to the routers
+    Leaving   no replica is wanted: the Service points to the activator, and what still comes over
+              older connections or runs is served to its end
+    Closing   the routers go, with the engines still behind them
+    Away      the engines go, then none is there
+    Waking    replicas are wanted and none is routable yet
+
+Leaving and Closing turn back at once where replicas are wanted again, so a request that arrives
+while the last replica is about to go finds that replica, or waits at the activator for the next.
+
+How a planner uses it, in one pass:
+
+    heard = waiting(ANSWERS)    # of `GET /status` at ACTIVATOR_STATUS_PORT of the activators' pods
+    sample = Sample(held=heard.held if heard else 0, arrivals=those of routers + heard.requests...)
+    decision = decide(policy, state, sample)
+    move = step(Scene(wanted=decision.replicas, heard=heard, before=read(status.get("activation"))))
+    desired(..., replicas=move.engines, move=move)
+    status["activation"] = move.as_status()      # None for a service without an activator
+    next_look = min(..., move.look)
+
+What a sample has to say meanwhile: an engine that the kubelet finds ready is not `starting` while
+`before.phase` is Leaving or Closing. It is no loading pod, though no router lists it any more;
+taken for one it would call the service back for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal, get_args
+
+from assay_operator.inference.observation import parse_time
+from assay_operator.plan import Event, Json
+
+Phase = Literal["Serving", "Leaving", "Closing", "Away", "Waking"]
+Component = Literal["router", "activator"]
+
+DIVERTED_SECONDS = 5.0
+"""From the Service's change until every node's kube-proxy sends new connections elsewhere, with
+room. Nothing tells when that is so."""
+LEAVING_SECONDS = 180.0
+"""So long it is waited for routers and engines that are not at rest, or do not say so. A pod that
+is deleted after that still runs its requests to their end."""
+LOOK_SECONDS = 1.0
+AT_REST_SECONDS = 30.0
+_LOADING = "No replica is wanted, but one is loading, which is not broken off."
+_CHANGING = "No replica is wanted, but weights are being changed."
+_NO_ACTIVATOR = "No replica is wanted, but no activator is ready to take the requests."
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """What a service's activators say.
+
+    Attributes:
+        held: requests that wait for a replica now.
+        oldest_s: how long the one has waited that waits longest; 0 where none waits.
+        requests: that came since their processes began, those refused included; what merely asks
+            about the server is none.
+        last_wake_s: how long the first request had waited when requests were last let through
+            after a wait; None before that.
+    """
+
+    held: int = 0
+    oldest_s: float = 0.0
+    requests: int = 0
+    last_wake_s: float | None = None
+
+
+def waiting(answers: Iterable[Json | None]) -> Waiting | None:
+    """What all activators of a service say together; None where there is none, or one is silent.
+
+    Args:
+        answers: what each of its pods answers to `GET /status`, None where it does not.
+    """
+    found = list(answers)
+    heard = [answer for answer in found if answer is not None]
+    if not found or len(heard) < len(found):
+        return None
+    wakes = [answer["lastWakeSeconds"] for answer in heard if answer["lastWakeSeconds"] is not None]
+    return Waiting(
+        held=sum(answer["held"] for answer in heard),
+        oldest_s=max(answer["oldestWaitSeconds"] for answer in heard),
+        requests=sum(answer["requests"] for answer in heard),
+        last_wake_s=max(wakes, default=None),
+    )
+
+
+@dataclass(frozen=True)
+class Before:
+    """What the last pass left: the phase, since when, and how long the last first request waited.
+
+    `since` is None before the first pass.
+    """
+
+    phase: Phase = "Serving"
+    since: datetime | None = None
+    wait_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What decides where requests go.
+
+    Attributes:
+        now: the time, with a zone.
+        enabled: whether the spec allows no replica (`autoscaling.min` is 0).
+        wanted: replicas that are asked for, by whoever decides that.
+        engines: engine pods that are not on their way out, those of a rollout's surge left out.
+        loading: engine pods that start and have not failed: they are never scaled away.
+        rollout: whether weights are being changed.
+        routable: replicas that are routable.
+        routers: router pods that exist, those on their way out included.
+        activators: activator pods that are ready.
+        quiet: whether routers and engines had nothing under way in this pass and got nothing since
+            the one before; None where one of them does not say.
+        heard: what the activators say.
+        before: what the last pass left.
+    """
+
+    now: datetime
+    enabled: bool
+    wanted: int
+    engines: int = 0
+    loading: int = 0
+    rollout: bool = False
+    routable: int = 0
+    routers: int = 0
+    activators: int = 0
+    quiet: bool | None = None
+    heard: Waiting | None = None
+    before: Before = Before()
+
+
+@dataclass(frozen=True)
+class Move:
+    """What follows.
+
+    Attributes:
+        phase: see above.
+        since: when it began.
+        engines: replicas of the engines' Deployment, a rollout's surge left out.
+        routers: whether routers shall run.
+        service: what the Service points to.
+        activator: whether the activator shall run.
+        message: what is going on, for people.
+        wait_s: how long the first request of the last wake waited.
+        events: what just happened.
+        look: seconds until it is to be looked at again.
+    """
+
+    phase: Phase
+    since: datetime
+    engines: int
+    routers: bool
+    service: Component
+    activator: bool
+    message: str
+    wait_s: float | None
+    events: tuple[Event, ...]
+    look: float
+
+    def as_status(self) -> Json | None:
+        """`status.activation`: phase, since, message and firstRequestWaitSeconds; None where the
+        service has no activator."""
+        if not self.activator:
+            return None
+        told: Json = {
+            "phase": self.phase,
+            "since": self.since.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "message": self.message,
+        }
+        if self.wait_s is not None:
+            told["firstRequestWaitSeconds"] = round(self.wait_s, 1)
+        return told
+
+
+def read(status: Json | None) -> Before:
+    """What `Move.as_status` wrote; Serving where there is nothing."""
+    data = status or {}
+    if data.get("phase") not in get_args(Phase):
+        return Before()
+    return Before(data["phase"], parse_time(data.get("since")), data.get("firstRequestWaitSeconds"))
+
+
+def step(scene: Scene) -> Move:
+    """Where requests go from now on, and what may go or has to stay."""
+    if scene.wanted > 0:
+        return _up(scene, scene.wanted, "")
+    if not scene.enabled:
+        return _move(scene, "Serving", 0, "No replica is wanted.", routers=False)
+    if scene.engines == 0 or scene.before.phase == "Away":
+        return _away(scene)
+    if scene.before.phase in {"Leaving", "Closing"}:
+        return _leave(scene)
+    if scene.loading:
+        return _up(scene, scene.engines, _LOADING)
+    if scene.rollout:
+        return _up(scene, scene.engines, _CHANGING)
+    if not scene.activators:
+        return _up(scene, scene.engines, _NO_ACTIVATOR)
+    return _leave(scene)
+
+
+def _up(scene: Scene, engines: int, why: str) -> Move:
+    """Replicas are to be there; without one that is routable, requests wait."""
+    apart = scene.before.phase != "Serving"
+    if scene.routable or not (scene.enabled or apart):
+        return _move(scene, "Serving", engines, why or "Requests go straight to the routers.")
+    # A look that merely did not reach the routers takes nobody away from them, unless there is
+    # somebody else to take the requests.
+    service: Component = "activator" if apart or scene.activators else "router"
+    told = why or "The activator holds requests until a replica is routable."
+    return _move(scene, "Waking", engines, told, service=service)
+
+
+def _leave(scene: Scene) -> Move:
+    """First the Service turns, then the routers go, and last the engines."""
+    before, seconds = scene.before, _seconds(scene)
+    if before.phase == "Closing":
+        if scene.routers == 0 or seconds >= LEAVING_SECONDS:
+            return _away(scene)
+    elif before.phase != "Leaving" or not (
+        seconds >= LEAVING_SECONDS or (seconds >= DIVERTED_SECONDS and scene.quiet)
+    ):
+        told = "No replica is wanted. What still comes or runs is served to its end."
+        return _move(scene, "Leaving", scene.engines, told, service="activator")
+    told = "No replica is wanted. The routers go, then the engines."
+    return _move(scene, "Closing", scene.engines, told, routers=False, service="activator")
+
+
+def _away(scene: Scene) -> Move:
+    told = "No replica runs. The activator holds the next request until one does."
+    return _move(scene, "Away", 0, told, routers=False, service="activator")
+
+
+def _move(
+    scene: Scene,
+    phase: Phase,
+    engines: int,
+    message: str,
+    *,
+    routers: bool = True,
+    service: Component = "router",
+) -> Move:
+    before, heard = scene.before, scene.heard
+    same = before.phase == phase and before.since is not None
+    went = phase == "Away" and before.phase == "Closing"
+    wait = heard.last_wake_s if heard else None
+    return Move(
+        phase=phase,
+        since=before.since if same and before.since else scene.now,
+        engines=engines,
+        routers=routers,
+        service=service,
+        activator=scene.enabled or service == "activator",
+        message=message,
+        wait_s=before.wait_s if wait is None else wait,
+        events=(Event("ScaledToZero", message),) if went else (),
+        look=AT_REST_SECONDS if phase == "Serving" else LOOK_SECONDS,
+    )
+
+
+def _seconds(scene: Scene) -> float:
+    """For how long the phase has lasted."""
+    since = scene.before.since
+    return (scene.now - since).total_seconds() if since else 0.0
