@@ -1,8 +1,9 @@
 """An engine with continuous batching, as a model of how long its iterations take.
 
-It follows SGLang's scheduler with default settings. An iteration is either a prefill batch of at most
-`chunk` prompt tokens, or one decode step of everything that runs. Prompts that wait go first, in
-order of arrival, and the last of a batch may be cut. A prompt's last chunk yields its first token.
+It follows SGLang's scheduler with default settings. An iteration is either a prefill batch of at
+most `chunk` prompt tokens, or one decode step of everything that runs. Prompts that wait go first,
+in order of arrival, and the last of a batch may be cut. A prompt's last chunk yields its first
+token.
 """
 
 from __future__ import annotations

@@ -2,14 +2,14 @@
 
 Measured: 596 M parameters (the shape of Qwen3-0.6B, bf16) on one H200, SGLang with FA3, prompts of
 512 tokens, completions of 128, a fixed number of clients. Two figures fix two constants: base and
-the part of each sequence. The other two are calculated beforehand: a prompt token costs 2 operations
-a parameter at 40% of the card's dense bf16 rate, and a token of context is read once a step at the
-card's memory bandwidth.
+the part of each sequence. The other two are calculated beforehand: a prompt token costs two
+operations a parameter at 40% of the card's dense bf16 rate, and a token of context is read once a
+step at the card's memory bandwidth.
 
 A model of 0.6 B would serve the Azure trace with a tenth of one card. The comparison needs several
 replicas, so the constants are scaled to the shape of Qwen3-32B:
 
-- base: the measured base less reading the weights, by the number of layers, plus reading the weights;
+- base: the measured base less reading the weights, by the number of layers, plus reading them;
 - prompt token: by the number of parameters;
 - sequence: as measured, plus the added arithmetic of one token;
 - context: by the bytes of a token in the cache.
@@ -101,8 +101,8 @@ class Point:
 PROMPT, OUTPUT = 512, 128
 MEASURED = (Point(64, 256, 15_900), Point(256, 1024, 23_200))
 TINY = (Point(1, 0, 142), Point(8, 0, 974), Point(32, 0, 1883), Point(128, 0, 2342))
-"""Another real SGLang: a model of 2.8 M parameters on two CPU cores. Only the form is taken from it,
-that a step takes a constant and something for each sequence."""
+"""Another real SGLang: 2.8 M parameters on two CPU cores. Only the form is taken from it: that a
+step takes a constant and something for each sequence."""
 
 
 def fitted() -> Engine:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from benchmarks.autoscaling.policy import Objective
 from benchmarks.autoscaling.simulate import Run, Scaling
@@ -78,7 +79,7 @@ def reversals(scalings: Sequence[Scaling]) -> list[float]:
     """When the direction of scaling changed, in seconds."""
     return [
         later.at
-        for earlier, later in zip(scalings, scalings[1:], strict=False)
+        for earlier, later in pairwise(scalings)
         if (earlier.after > earlier.before) != (later.after > later.before)
     ]
 

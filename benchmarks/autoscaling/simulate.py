@@ -232,9 +232,7 @@ class _Watch:
         for served in finished:
             self._finish_sum += served.finished
         self._finishes += len(finished)
-        area = (
-            self._arrivals * now - self._arrival_sum - (self._finishes * now - self._finish_sum)
-        )
+        area = self._arrivals * now - self._arrival_sum - (self._finishes * now - self._finish_sum)
         sample = Sample(
             now=now,
             wanted=self._fleet.wanted,

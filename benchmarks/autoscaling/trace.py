@@ -10,8 +10,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-SPREAD_S = 10.0
-"""How far copies of a request lie from it, at most, where a trace is multiplied."""
 PROMPT, OUTPUT = 2048, 28
 """Mean lengths of the Azure code trace, in tokens; synthetic requests are drawn around them."""
 
@@ -74,19 +72,28 @@ def stretched(trace: Trace, factor: float) -> list[Request]:
     return [replace(request, at=request.at * factor) for request in trace]
 
 
-def multiplied(trace: Trace, copies: int, seed: int = 0) -> list[Request]:
-    """The same service with `copies` times the users.
+def multiplied(trace: Trace, copies: int, split: float, end: float) -> list[Request]:
+    """As if `copies` services like this one, whose users know nothing of each other, were one.
 
-    Each request comes `copies` times: once when it came, and otherwise up to 10 s before or after.
-    So bursts and silences of minutes stay what they are, while bursts of seconds become smoother,
-    as they do where more users share a service.
+    Copy k has each of the two parts of the trace rotated in itself by k / copies of its length. So
+    no request changes parts, and what is learned from the first one stays unknown to the second.
+
+    Args:
+        trace: in order of time.
+        copies: at least 1.
+        split: where the second part begins, in seconds.
+        end: where it ends.
     """
-    draw = random.Random(seed)
-    found = list(trace)
-    for request in trace:
-        for _ in range(copies - 1):
-            at = max(0.0, request.at + draw.uniform(-SPREAD_S, SPREAD_S))
-            found.append(replace(request, at=at))
+
+    def rotated(at: float, share: float) -> float:
+        begin, length = (0.0, split) if at < split else (split, end - split)
+        return begin + (at - begin + share * length) % length
+
+    found = [
+        replace(request, at=rotated(request.at, copy / copies))
+        for copy in range(copies)
+        for request in trace
+    ]
     return sorted(found, key=lambda request: request.at)
 
 

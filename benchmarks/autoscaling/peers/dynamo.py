@@ -1,8 +1,8 @@
-"""A planner like NVIDIA Dynamo's: from predicted demand and what an engine can do in the objectives.
+"""A planner like NVIDIA Dynamo's: from predicted demand and what an engine can do.
 
-Source: ai-dynamo/dynamo, components/src/dynamo/planner/core/throughput_scaling.py (_throughput_agg),
-perf_model/agg.py (find_best_engine_agg_rps, estimate_next_ttft, estimate_next_itl), load_scaling.py
-(_advance_load_agg, _agg_prefill_scaling, _agg_decode_scaling, _scale_decision) and
+Source: ai-dynamo/dynamo, components/src/dynamo/planner/core: throughput_scaling.py
+(_throughput_agg), perf_model/agg.py (find_best_engine_agg_rps, estimate_next_ttft,
+estimate_next_itl), load_scaling.py (_advance_load_agg, _agg_prefill_scaling, _agg_decode_scaling, _scale_decision) and
 config/defaults.py (180 s and 5 s, sensitivity 80%). Where Dynamo learns the time of an iteration by
 regression, this one is given the simulator's own: a perfect profile. Of its predictors (constant,
 ARIMA, Kalman, Prophet) it has the constant one and a level with a trend, the Kalman one's model, by
@@ -110,9 +110,11 @@ class Planner:
         )
         self._arrived = self._prompt = 0
         self._output = []
-        if not prompt:
+        if not self._lengths[0]:
             return None
-        return max(1, math.ceil(requests / self.interval_s / self.capacity(prompt, output)))
+        # A trend may point below what any request has.
+        capacity = self.capacity(max(1.0, prompt), max(1.0, output))
+        return max(1, math.ceil(requests / self.interval_s / capacity))
 
     def capacity(self, prompt: float, output: float) -> float:
         """Most requests a second that an engine takes within the objective, by Little's law.

@@ -1,8 +1,8 @@
 """Knative's pod autoscaler on concurrency, with its stable and panic windows.
 
 Source: knative/serving, pkg/autoscaler/scaling/autoscaler.go (Scale), and config/core/configmaps/
-autoscaler.yaml for the defaults: target utilisation 70%, stable window 60 s, panic window 10% of it,
-panic threshold 200%, max-scale-up-rate 1000, max-scale-down-rate 2, tick 2 s.
+autoscaler.yaml for the defaults: target utilisation 70%, stable window 60 s, panic window 10% of
+it, panic threshold 200%, max-scale-up-rate 1000, max-scale-down-rate 2, tick 2 s.
 """
 
 from __future__ import annotations

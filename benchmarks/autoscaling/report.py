@@ -1,0 +1,216 @@
+"""Rows of the tables, and the raw figures beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from benchmarks.autoscaling import fit
+from benchmarks.autoscaling.compare import GRID, OURS, PEERS, POLICIES, Outcome, Setup
+from benchmarks.autoscaling.engine import Engine
+from benchmarks.autoscaling.policy import Objective
+from benchmarks.autoscaling.score import Score
+from benchmarks.autoscaling.shapes import Shaped
+from benchmarks.autoscaling.trace import SYNTHETIC
+from benchmarks.common import Json, Row
+
+SAVED = 0.2
+"""The goal: so much less than the best peer's GPU-hours, for at least its share."""
+CLOSE = 0.05
+MOST_REVERSALS = 1
+MOST_OVERSHOOT = 1.5
+
+
+@dataclass(frozen=True)
+class Case:
+    """One start-up time and one objective.
+
+    Attributes:
+        start_s: seconds.
+        objective: that requests were scored by.
+        outcomes: of every setting.
+        chosen: by tuning, by the policy's name.
+    """
+
+    start_s: float
+    objective: Objective
+    outcomes: Sequence[Outcome]
+    chosen: Mapping[str, Outcome]
+
+    @property
+    def title(self) -> str:
+        """In words."""
+        return f"start {self.start_s:g} s, {self.objective.name}"
+
+
+def calibration(engine: Engine) -> list[Row]:
+    """The simulated engine beside the measured one."""
+    rows = []
+    for point in fit.MEASURED:
+        tokens_s = fit.throughput(engine, point)
+        error = tokens_s / point.tokens_s - 1
+        rows.append(
+            Row(
+                f"engine of the size that was measured, {point.clients} clients, "
+                f"{fit.PROMPT} tokens in, {fit.OUTPUT} out",
+                f"{tokens_s:,.0f} output tokens/s simulated, {point.tokens_s:,.0f} measured "
+                f"({error:+.1%})",
+                f"within {CLOSE:.0%}",
+                abs(error) <= CLOSE,
+            )
+        )
+    base, each = fit.straight(fit.TINY)
+    errors = ", ".join(
+        f"{point.clients / (base + each * point.clients) / point.tokens_s - 1:+.0%}"
+        for point in fit.TINY
+    )
+    clients = ", ".join(str(point.clients) for point in fit.TINY)
+    rows.append(
+        Row(
+            f"the same form, fitted to a real engine of 2.8 M parameters on a CPU, {clients} clients",
+            f"off by {errors}",
+        )
+    )
+    return rows
+
+
+def verdict(case: Case) -> Row:
+    """Ours beside the peer that attained most."""
+    ours = case.chosen[OURS].judged
+    peers = {name: case.chosen[name].judged for name in PEERS}
+    name = max(peers, key=lambda each: (peers[each].attained, -peers[each].gpu_hours))
+    best = peers[name]
+    saved = 1 - ours.gpu_hours / best.gpu_hours
+    text = (
+        f"{ours.attained:.1%} for {ours.gpu_hours:.2f} GPU-hours; best peer {name}: "
+        f"{best.attained:.1%} for {best.gpu_hours:.2f} ({saved:+.0%} saved)"
+    )
+    equals = [each for each in PEERS if peers[each].attained >= ours.attained]
+    if equals:
+        cheapest = min(equals, key=lambda each: peers[each].gpu_hours)
+        hours = peers[cheapest].gpu_hours
+        text += f"; cheapest peer with at least our share: {cheapest}, {hours:.2f}"
+    else:
+        text += "; no peer has our share"
+    return Row(
+        f"{case.title}: Assay",
+        text,
+        f"at least the best peer's share, {SAVED:.0%} fewer GPU-hours",
+        ours.attained >= best.attained and saved >= SAVED,
+    )
+
+
+def policies(case: Case) -> list[Row]:
+    """What every policy's chosen setting did on the judged part."""
+    return [
+        Row(f"{case.title}: {name}, {case.chosen[name].text}", describe(case.chosen[name].judged))
+        for name in POLICIES
+    ]
+
+
+def describe(score: Score) -> str:
+    """A score in words."""
+    return (
+        f"{score.attained:.1%} (TTFT {score.ttft:.1%}, ITL {score.itl:.1%}), "
+        f"{score.gpu_hours:.2f} GPU-hours, {score.scalings} scalings, {score.reversals} reversals"
+    )
+
+
+def shapes(found: Sequence[Shaped]) -> list[Row]:
+    """What policies did on the synthetic traces."""
+    goal = f"at most {MOST_REVERSALS} reversal in 300 s, {MOST_OVERSHOOT:g} times what would do"
+    rows = []
+    for one in found:
+        score, over = one.score, one.score.peak / one.needed
+        rows.append(
+            Row(
+                f"{one.trace}: {one.policy}",
+                f"peak {score.peak} replicas where {one.needed} would do, at most "
+                f"{score.oscillation} reversals in 300 s; {describe(score)}",
+                goal if one.policy == OURS else "",
+                score.oscillation <= MOST_REVERSALS and over <= MOST_OVERSHOOT,
+            )
+        )
+    return rows
+
+
+def notes(setup: Setup, target: float, name: str) -> list[str]:
+    """What a reader must know to judge the figures."""
+    engine, world = setup.world.engine, setup.world
+    busy = sum(
+        engine.prefill(one.prompt) + one.output * engine.decode(8, 8 * one.prompt) / 8
+        for one in setup.trace
+    )
+    shapes_of = "; ".join(f"{key}: {shape.text}" for key, shape in SYNTHETIC.items())
+    bigger = fit.LARGE.parameters / fit.SMALL.parameters
+    return [
+        f"{len(setup.trace):,} requests in {setup.end / 60:.0f} minutes. Their work alone would keep "
+        f"{busy / setup.end:.1f} replicas busy on average. All is simulated; only the first rows "
+        "stand beside a measurement.",
+        f"The engine has the shape of {fit.LARGE.name}, {bigger:.0f} times as big as the one that "
+        f"was measured ({fit.SMALL.name}), which would serve this trace with a fraction of a card. "
+        f"An iteration takes {engine.base_s * 1e3:.1f} ms, and {engine.prompt_s * 1e6:.0f} us a "
+        f"prompt token, or {engine.sequence_s * 1e6:.0f} us a sequence and "
+        f"{engine.context_s * 1e9:.0f} ns a token of context; at most {engine.chunk} prompt tokens; "
+        f"{engine.kv_tokens:,} tokens of cache. In its first {engine.warm_s:g} s a replica takes "
+        f"{engine.warm_factor:g} times as long. benchmarks/autoscaling/fit.py says where each "
+        "constant comes from.",
+        f"{world.least} to {world.most} replicas, {world.route} router. GPU-hours run from asking "
+        "for a replica until it has finished what it had.",
+        f"Each policy has {GRID} settings. Tuning takes the cheapest that had {target:.0%} within "
+        "the objective on the first half of the trace or, where none had, the best. In the table is "
+        "the second half of a run over the whole trace.",
+        "Peers see fresh and exact metrics at every look, the planner knows the engine's times "
+        "exactly, and Assay learns what it needs. static is a fixed number, tuned too; foresight "
+        "knows the trace. Neither is a peer.",
+        f"Synthetic traces, with the settings that tuning chose in the middle case: {shapes_of}. "
+        f"What would do: the fewest replicas that, always there, have {target:.0%} within the "
+        "objective.",
+        f"Pictures: [{name}-fronts.png]({name}-fronts.png), "
+        f"[{name}-replicas.png]({name}-replicas.png).",
+    ]
+
+
+def raw(cases: Sequence[Case], found: Sequence[Shaped], arguments: Json, engine: Engine) -> Json:
+    """Everything, for the JSON file."""
+    return {
+        "arguments": arguments,
+        "engine": asdict(engine),
+        "cases": [
+            {
+                "startS": case.start_s,
+                "objective": asdict(case.objective),
+                "chosen": {name: one.text for name, one in case.chosen.items()},
+                "outcomes": [outcome(one) for one in case.outcomes],
+            }
+            for case in cases
+        ],
+        "shapes": [
+            {
+                "trace": one.trace,
+                "policy": one.policy,
+                "setting": one.text,
+                "needed": one.needed,
+                "score": figures(one.score),
+            }
+            for one in found
+        ],
+    }
+
+
+def outcome(one: Outcome) -> Json:
+    """A setting's two scores, as JSON."""
+    return {
+        "policy": one.policy,
+        "setting": one.text,
+        "tuned": figures(one.tuned),
+        "judged": figures(one.judged),
+    }
+
+
+def figures(score: Score) -> Json:
+    """A score, as JSON, rounded to what it is good for."""
+    return {
+        key: round(value, 5) if isinstance(value, float) else value
+        for key, value in asdict(score).items()
+    }
