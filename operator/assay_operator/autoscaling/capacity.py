@@ -31,7 +31,8 @@ _SLOW_SHARE = 0.05
 """How fast means follow that are no lines, each sample."""
 _CORRECTION = (0.7, 3.0)
 _CORRECTION_DOUBLES_S = 120.0
-_ENOUGH_PROMPTS = 20.0
+_ENOUGH = 20.0
+"""Requests in a sample before it says anything about their share within an objective."""
 
 
 def engine(learned: Learned, prior: Prior) -> Engine:
@@ -118,22 +119,28 @@ def _correction(old: float, fade: float, policy: Policy, now: Engine, sample: Sa
     """
     seen = sample.measured
     rested = 1 + (old - 1) * fade
-    if seen is None or policy.ttft_s is None or seen.queued or sample.queued or sample.held:
+    if seen is None or seen.queued or sample.queued or sample.held:
         return rested
-    share, prompts = seen.ttft.share_within(policy.ttft_s), seen.ttft.count
-    if share is None or prompts < _ENOUGH_PROMPTS:
+    shares = [
+        (share, math.sqrt(policy.attainment * (1 - policy.attainment) / felt.count))
+        for felt, objective in ((seen.ttft, policy.ttft_s), (seen.answers, policy.itl_s))
+        if objective is not None and felt.count >= _ENOUGH
+        if (share := felt.share_within(objective)) is not None
+    ]
+    prompts = seen.ttft.count
+    if not shares or not prompts:
         return rested
     load = Load(
         prompts / sample.seconds, seen.prompt_tokens / prompts, seen.output_tokens / prompts
     )
-    said = outlook(now, load, seen.engines, policy.attainment).ttft_s <= policy.ttft_s
-    noise = 2 * math.sqrt(policy.attainment * (1 - policy.attainment) / prompts)
+    said = outlook(now, load, seen.engines, policy.attainment)
+    well = said.ttft_s <= (policy.ttft_s or math.inf) and said.itl_s <= (policy.itl_s or math.inf)
     grown = 2 ** (sample.seconds / _CORRECTION_DOUBLES_S)
-    if said and share < policy.attainment - noise:
+    if well and any(share < policy.attainment - 2 * noise for share, noise in shares):
         return min(_CORRECTION[1], old * grown)
-    if not said and share > policy.attainment:
+    if not well and all(share > policy.attainment for share, _ in shares):
         return max(_CORRECTION[0], old / grown)
-    return rested if said else old
+    return rested if well else old
 
 
 def _kv_per_request(seen: Measured) -> float | None:

@@ -34,7 +34,8 @@ class Demand:
         level: requests/s over the usual window, None where none of it is known.
         fast: over the short window in which bursts show, likewise.
         forecast: when a replica that is asked for now would be there.
-        surge: what may come on top before that, as it did in the last hour.
+        surge: what may come on top before that, as it did in the last hour, but no more than what
+            came then at all.
         backlog: requests/s that it takes to have the queue gone in time.
         waiting: requests in queues.
         under_way: requests that run or wait.
@@ -78,17 +79,18 @@ def absorb(policy: Policy, state: State, sample: Sample) -> State:
     under_way = None if None in load else sum(each or 0.0 for each in load) + sample.held
     state = _started(replace(state, now=sample.now, clock=clock), sample)
     recent = _recent(policy, state, (sample.seconds, sample.arrivals, under_way))
-    history = _history(state, sample)
+    state = replace(state, recent=recent)
+    history = _history(policy, state, sample)
     state = replace(
         state,
-        recent=recent,
         history=history,
         learned=_learned(policy, state, sample),
         mix=_mix(state.mix, sample),
         active=_active(state, sample, under_way),
     )
     if len(history) > 1 and history[-1].seconds <= sample.seconds:
-        state = replace(state, surge=surge(policy, state))
+        rise, most = usual(policy, state)
+        state = replace(state, rise=rise, most=most)
     return state
 
 
@@ -108,7 +110,7 @@ def demand(policy: Policy, state: State, sample: Sample) -> Demand:
         level=level,
         fast=fast,
         forecast=_forecast(policy, state, level or 0.0, known),
-        surge=state.surge,
+        surge=max(0.0, min(state.rise, state.most - (level or 0.0))),
         backlog=backlog,
         waiting=waiting,
         under_way=under_way or 0.0,
@@ -118,27 +120,39 @@ def demand(policy: Policy, state: State, sample: Sample) -> Demand:
     )
 
 
-def surge(policy: Policy, state: State) -> float:
-    """The rise of the rate within a start-up that `policy.surge_quantile` of the last hour's
-    moments did not exceed, beyond what comes and goes by chance; requests/s.
+def usual(policy: Policy, state: State) -> tuple[float, float]:
+    """By how much the rate rises within a start-up, and how high it gets; both in requests/s.
 
-    It is what stock is kept for in a warehouse: the demand until new goods can be there.
+    It is what a warehouse keeps in stock: the demand until new goods arrive. Looked at are the
+    last hour's moments, each with the highest rate within a start-up after it: how much it was
+    above the level, less what comes and goes by chance. The quantile is one of requests: it is
+    the share of them that would have found replicas enough.
     """
     if not policy.surge_quantile:
-        return 0.0
+        return 0.0, 0.0
     ahead = max(1, math.ceil(startup(policy, state) / POINT_S))
-    width = max(1, round(up_window(policy, state) / POINT_S))
-    rates = [rate for point in state.history[:-1] if (rate := _rate(point)) is not None]
-    smooth = [math.fsum(rates[i : i + width]) / width for i in range(len(rates) - width + 1)]
-    rises = [
-        max(smooth[i + 1 : i + 1 + ahead])
-        - smooth[i]
-        - _SIGMAS * math.sqrt(smooth[i] / (width * POINT_S))
-        for i in range(len(smooth) - ahead)
-    ]
+    points = [point for point in state.history[:-1] if point.unknown < point.seconds / 2]
+    rises: list[tuple[float, float]] = []
+    for at in range(len(points) - ahead):
+        level = points[at].level
+        after = points[at + 1 : at + 1 + ahead]
+        chance = _SIGMAS * math.sqrt(level / policy.peak_window_s)
+        highest = max(point.peak for point in after)
+        rises.append((highest - level - chance, math.fsum(point.arrivals for point in after)))
     if len(rises) < _TREND_POINTS:
-        return 0.0
-    return max(0.0, sorted(rises)[int(policy.surge_quantile * len(rises))])
+        return 0.0, 0.0
+    peaks = [(point.peak, point.arrivals) for point in points]
+    return _quantile(policy.surge_quantile, rises), _quantile(policy.surge_quantile, peaks)
+
+
+def _quantile(share: float, weighted: list[tuple[float, float]]) -> float:
+    """The least value that `share` of the weight does not exceed; 0 without weight."""
+    left = share * math.fsum(weight for _, weight in weighted)
+    for value, weight in sorted(weighted):
+        left -= weight
+        if left <= 0:
+            return value
+    return 0.0
 
 
 def _started(state: State, sample: Sample) -> State:
@@ -199,7 +213,7 @@ def _rates(state: State, window: float) -> tuple[float | None, float | None]:
     return (came / spans if spans else None, under_way / under_way_spans if spans else None)
 
 
-def _history(state: State, sample: Sample) -> tuple[Point, ...]:
+def _history(policy: Policy, state: State, sample: Sample) -> tuple[Point, ...]:
     """With the sample in its point, at most an hour."""
     start = state.clock - sample.seconds
     points = state.history
@@ -208,11 +222,15 @@ def _history(state: State, sample: Sample) -> tuple[Point, ...]:
     else:
         last = Point(start=round(start, 1))
     unknown = 0.0 if sample.known else sample.seconds
+    level, _ = _rates(state, up_window(policy, state))
+    peak, _ = _rates(state, policy.peak_window_s)
     point = replace(
         last,
         seconds=last.seconds + sample.seconds,
         unknown=last.unknown + unknown,
         arrivals=last.arrivals + ((sample.arrivals or 0.0) if sample.known else 0.0),
+        level=level or 0.0,
+        peak=max(last.peak, peak or 0.0),
         waiting=max(last.waiting, (sample.queued or 0.0) + sample.held),
         ready=sample.ready,
     )

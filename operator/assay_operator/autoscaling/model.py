@@ -80,8 +80,9 @@ class Policy:
         up_window_s: over which the rate of arrivals is taken.
         burst_window_s: over which it is taken to notice a burst.
         burst_factor: a burst is this many times what the ready replicas can bear.
-        surge_quantile: replicas are there for the rise of the load within a start-up that was not
-            exceeded in this share of the last hour; 0 provides for none.
+        surge_quantile: replicas are there for rises of the load within a start-up as this share of
+            the last hour's requests saw; 0 provides for none.
+        peak_window_s: over which the rate is taken that users feel as such.
         up_factor, up_pods: in `step_s` at most to so many times the replicas, or by so many more,
             whichever is more; a burst knows no such bound.
         down_factor: in `step_s` at most to this share of the replicas.
@@ -106,6 +107,7 @@ class Policy:
     burst_window_s: float = 15.0
     burst_factor: float = 2.0
     surge_quantile: float = 0.8
+    peak_window_s: float = 10.0
     up_factor: float = 2.0
     up_pods: int = 4
     down_factor: float = 0.5
@@ -187,6 +189,7 @@ class Measured:
         kv_use: the share of their memory for keys and values that is in use, their mean.
         ttft: times to the first token.
         itl: times between tokens.
+        answers: mean times between tokens of the requests that finished, one for each.
         prompts: lengths of prompts, in tokens.
     """
 
@@ -198,6 +201,7 @@ class Measured:
     kv_use: float | None = None
     ttft: Histogram = Histogram()
     itl: Histogram = Histogram()
+    answers: Histogram = Histogram()
     prompts: Histogram = Histogram()
 
 

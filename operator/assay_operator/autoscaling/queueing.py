@@ -12,6 +12,11 @@ processor sharing", Acta Informatica 12, 1979):
   variance `m / (1 - r * b * n / (1 - r * x))`; so what is kept free grows with the square root of
   the load (square-root staffing: Halfin and Whitt, Operations Research 29, 1981).
 
+How much the mean time between the tokens of one request varies comes from that number and from the
+prompts that come in between: an answer of work `n * step` that prompts interrupt is a delay cycle,
+with variance `r * E[x^2] * n * step / (1 - r * x)^3` (Conway, Maxwell and Miller, "Theory of
+Scheduling", 1967).
+
 First tokens wait for the prompts before them, which go before all steps: M/G/c by Allen and
 Cunneen's approximation, in Sakasegawa's closed form (Annals of the Institute of Statistical
 Mathematics 29, 1977), which for one server is Pollaczek and Khinchine's formula. Where an engine
@@ -37,7 +42,10 @@ FULL = 0.95
 """An engine that is busy for a larger share of its time than this is taken to be overloaded."""
 NEAR = 1.25
 """Objectives out of reach are replaced by the best that there is, times this."""
-_PRECISION, _NO_END = 0.005, 1e6
+_BISECTIONS = 8
+_SHORTEST = 2.0
+"""Lengths spread as exponential ones do, and a wait weighs most on the shortest answers: what it
+adds to their mean time between tokens is that of an answer so many times shorter than the mean."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,9 @@ class Load:
 
     def times(self, factor: float) -> Load:
         """So many times the load."""
-        return replace(self, rate=self.rate * factor, under_way=self.under_way * factor)
+        return Load(
+            self.rate * factor, self.prompt_tokens, self.output_tokens, self.under_way * factor
+        )
 
 
 @dataclass(frozen=True)
@@ -123,6 +133,11 @@ class Goals:
     itl_s: float
     concurrency: float
 
+    @property
+    def is_of_times(self) -> bool:
+        """Whether there is a goal that queues tell of."""
+        return math.isfinite(self.ttft_s) or math.isfinite(self.itl_s)
+
 
 def outlook(engine: Engine, load: Load, replicas: int, share: float) -> Outlook:
     """What `share` of the requests stays within when `replicas` bear the load evenly."""
@@ -139,9 +154,13 @@ def outlook(engine: Engine, load: Load, replicas: int, share: float) -> Outlook:
         service = load.output_tokens * engine.itl_s / (1 - busy)
         place = _wait(running / engine.slots, engine.slots * replicas, service, 1.0)
     z = _z(share)
-    crowd = running + z * math.sqrt(running / (1 - growth / (1 - prompts)) / replicas)
-    itl = (engine.itl_s + engine.itl_per_running_s * crowd) / (1 - prompts)
+    free = 1 - prompts
     cv2 = engine.prompt_cv2 * (engine.prompt_token_s * load.prompt_tokens / prompt) ** 2
+    crowd = running / (1 - growth / free) / replicas
+    step = engine.itl_s + engine.itl_per_running_s * running
+    stalls = rate * prompt**2 * (1 + cv2) * step * _SHORTEST / max(load.output_tokens, 1.0)
+    spread = (engine.itl_per_running_s / free) ** 2 * crowd + stalls / free**3
+    itl = _gamma_quantile(step / free, spread, z)
     turn = _wait(prompts, replicas, prompt, cv2)
     mean = prompt + turn.mean + place.mean
     variance = prompt**2 * cv2 + turn.variance + place.variance
@@ -168,7 +187,7 @@ def meets(goals: Goals, engine: Engine, load: Load, replicas: int) -> bool:
     """Whether so many replicas reach the goals."""
     if load.under_way > replicas * goals.concurrency:
         return False
-    if math.isinf(goals.ttft_s) and math.isinf(goals.itl_s):
+    if not goals.is_of_times:
         return True
     seen = outlook(engine, load, replicas, goals.share)
     return seen.ttft_s <= goals.ttft_s and seen.itl_s <= goals.itl_s and seen.busy < FULL
@@ -187,20 +206,22 @@ def needed(goals: Goals, engine: Engine, load: Load, most: int) -> int:
 
 
 def bearable(goals: Goals, engine: Engine, load: Load, replicas: int) -> float:
-    """How many times `load` so many replicas can bear; 0 where there are none."""
-    if replicas < 1:
-        return 0.0
-    low, high = 0.0, 1.0
-    while meets(goals, engine, load.times(high), replicas) and high < _NO_END:
-        low, high = high, high * 2
-    while high - low > _PRECISION * high:
+    """How many times `load`, which must not be nothing, so many replicas can bear."""
+    high = math.inf
+    if load.under_way > 0:
+        high = replicas * goals.concurrency / load.under_way
+    work = engine.prompt_s(load.prompt_tokens) + engine.itl_per_running_s * load.output_tokens
+    if load.rate > 0 and goals.is_of_times:
+        high = min(high, FULL * replicas / (load.rate * engine.correction * work))
+    if math.isinf(high) or meets(goals, engine, load.times(high), replicas):
+        return high
+    low = 0.0
+    for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         if meets(goals, engine, load.times(middle), replicas):
             low = middle
         else:
             high = middle
-        if high < 1 / _NO_END:
-            return 0.0
     return low
 
 

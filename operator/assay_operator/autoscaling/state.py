@@ -84,6 +84,8 @@ class Point:
         seconds: observed in it.
         unknown: of these, those in which the load was not known.
         arrivals: requests that came while it was known.
+        level: requests/s in the usual window at its end.
+        peak: the highest rate in it over a few seconds, requests/s.
         need: the most replicas that were needed in it, margin included.
         replicas: wanted at its end.
         ready: routable at its end.
@@ -95,6 +97,8 @@ class Point:
     seconds: float = 0.0
     unknown: float = 0.0
     arrivals: float = 0.0
+    level: float = 0.0
+    peak: float = 0.0
     need: int = 0
     replicas: int = 0
     ready: int = 0
@@ -128,7 +132,8 @@ class State:
         learned: by profile.
         mix: what the requests are like.
         startup_s: from wanting a replica until it is routable, None while none was seen.
-        surge: the rise of the rate within a start-up that is provided for, requests/s.
+        rise: by which the rate rises within a start-up, as it does usually; requests/s.
+        most: to which it rises usually, requests/s.
         pending: replicas on their way.
         active: when there was a request last, in observed seconds.
         starting: since when replicas have been starting without a break.
@@ -146,7 +151,8 @@ class State:
     learned: dict[str, Learned] = field(default_factory=dict)
     mix: Mix = Mix()
     startup_s: float | None = None
-    surge: float = 0.0
+    rise: float = 0.0
+    most: float = 0.0
     pending: tuple[Pending, ...] = ()
     active: float = 0.0
     starting: float | None = None
