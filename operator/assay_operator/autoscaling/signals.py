@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from assay_operator.autoscaling.model import Histogram, Measured, Sample
+from assay_operator.plan import Json
 
 _RUNNING, _QUEUED = "sglang:num_running_reqs", "sglang:num_queue_reqs"
 _KV_USE = "sglang:token_usage"
@@ -69,19 +70,6 @@ class RouterPage:
 
 
 @dataclass(frozen=True)
-class Activator:
-    """What an activator says.
-
-    Attributes:
-        held: requests that wait at it now.
-        requests: that came to it since it began.
-    """
-
-    held: int
-    requests: float
-
-
-@dataclass(frozen=True)
 class Scan:
     """One look at all pods of a service that can tell something, by their uids. None is silence.
 
@@ -89,21 +77,13 @@ class Scan:
         at: when, by a clock that nobody sets, in seconds.
         engines: of those that are ready.
         routers: likewise.
-        activators: likewise.
+        activators: likewise, what they answer.
     """
 
     at: float
     engines: Mapping[str, EnginePage | None] = field(default_factory=dict)
     routers: Mapping[str, RouterPage | None] = field(default_factory=dict)
-    activators: Mapping[str, Activator | None] = field(default_factory=dict)
-
-    @property
-    def quiet(self) -> bool | None:
-        """Whether no engine has a request, None where one does not say."""
-        pages = self.engines.values()
-        if any(page is None for page in pages):
-            return None
-        return not any(page.running or page.queued for page in pages if page)
+    activators: Mapping[str, Json | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -251,7 +231,6 @@ def sample(before: Scan | None, scan: Scan, standing: Standing, now: float) -> S
         standing: how the service stands now.
         now: the time by the wall clock, in seconds.
     """
-    heard = [each for each in scan.activators.values() if each is not None]
     told = {uid: page for uid, page in scan.engines.items() if page and uid in standing.ready}
     spans = _spans(before, scan)
     silent = len(standing.ready) - len(told)
@@ -262,7 +241,7 @@ def sample(before: Scan | None, scan: Scan, standing: Standing, now: float) -> S
         arrivals=_arrivals(before, scan),
         running=sum(page.running for page in told.values()) if not silent else None,
         queued=sum(page.queued for page in told.values()) if not silent else None,
-        held=sum(each.held for each in heard),
+        held=_held(scan),
         prompt_tokens=sum(page.prompt_tokens for page in known) if known else None,
         output_tokens=sum(page.output_tokens for page in known) if known else None,
         ready=len(standing.ready),
@@ -292,21 +271,35 @@ def _arrivals(before: Scan | None, scan: Scan) -> float | None:
     A request that waited at an activator comes to a router when its wait is over: it counts when it
     begins to wait. So what came to the routers is taken together with how the wait has changed.
     """
-    if before is None:
+    came = _routed(before, scan) if before else None
+    if before is None or came is None or None in scan.activators.values():
         return None
+    return max(0.0, came + _held(scan) - _held(before))
+
+
+def _routed(before: Scan, scan: Scan) -> float | None:
+    """Requests that came to the routers since the look before, None where one does not tell."""
     came = 0.0
     for uid, page in scan.routers.items():
         then = before.routers.get(uid)
         if page is None or then is None or page.requests < then.requests:
             return None
         came += page.requests - then.requests
-    if any(each is None for each in scan.activators.values()):
+    return came
+
+
+def _held(scan: Scan) -> int:
+    return sum(answer["held"] for answer in scan.activators.values() if answer)
+
+
+def quiet(before: Scan | None, scan: Scan) -> bool | None:
+    """Whether no engine has a request and no router got one since the look before; None where one
+    of them does not say."""
+    pages = scan.engines.values()
+    came = _routed(before, scan) if before else None
+    if came is None or None in pages:
         return None
-    return max(0.0, came + _held(scan.activators.values()) - _held(before.activators.values()))
-
-
-def _held(activators: Iterable[Activator | None]) -> int:
-    return sum(each.held for each in activators if each)
+    return not came and not any(page.running or page.queued for page in pages if page)
 
 
 def _measured(spans: list[EnginePage]) -> Measured | None:
