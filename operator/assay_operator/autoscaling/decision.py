@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from assay_operator.autoscaling import capacity, queueing
 from assay_operator.autoscaling.demand import (
@@ -20,10 +21,11 @@ from assay_operator.autoscaling.demand import (
     startup,
     up_window,
 )
-from assay_operator.autoscaling.model import Decision, Policy, Reason, Sample
+from assay_operator.autoscaling.model import Policy, Reason, Sample
 from assay_operator.autoscaling.queueing import Engine, Goals, Load
 from assay_operator.autoscaling.record import Findings, record, unreachable
 from assay_operator.autoscaling.state import Learned, Pending, State
+from assay_operator.plan import Json
 
 _LONGEST_WINDOW_S = POINTS * POINT_S - 2 * POINT_S
 _OBSERVED = 0.8
@@ -34,6 +36,32 @@ _STUCK_STARTUPS = 3.0
 """What has been starting for longer than both holds nothing up any more."""
 _SIGMAS = 3.0
 """A burst is what would come by chance less than once in a few hundred times."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How many replicas, and all that has to be kept and told.
+
+    Attributes:
+        replicas: that shall be.
+        state: for the next decision.
+        reason: in one word.
+        unreachable: why not even a single idle replica meets the objectives, with what was
+            measured; None while that is not so.
+        findings: what it was made from.
+    """
+
+    replicas: int
+    state: State
+    reason: Reason
+    unreachable: str | None
+    findings: Findings
+
+    @cached_property
+    def record(self) -> Json:
+        """What was decided and why, for `status.autoscaling`. Made when asked for: most decisions
+        change nothing and are told to nobody."""
+        return record(self.findings)
 
 
 @dataclass(frozen=True)
@@ -145,7 +173,10 @@ def decide(policy: Policy, state: State, sample: Sample) -> Decision:
     needs = _needs(look)
     verdict = _verdict(look, needs) if fresh else _same(look)
     after = _moved(look, verdict, _noted(look, needs, verdict) if fresh else state)
-    findings = Findings(
+    found = Findings(
+        policy=policy,
+        sample=sample,
+        replicas=verdict.replicas,
         before=look.before,
         reason=verdict.reason,
         needed=needs.soon,
@@ -162,7 +193,7 @@ def decide(policy: Policy, state: State, sample: Sample) -> Decision:
         state=after,
         reason=verdict.reason,
         unreachable=unreachable(policy, engine, load),
-        record=record(policy, sample, verdict.replicas, findings),
+        findings=found,
     )
 
 
@@ -180,23 +211,23 @@ def _soon(seen: Demand) -> float:
 def _needs(look: Look) -> Needs:
     policy, seen, engine = look.policy, look.demand, look.engine
 
-    def needed(rate: float, by: Engine = engine) -> int:
-        return queueing.needed(look.goals, by, _load(seen, rate), policy.max)
+    def needed(rate: float, least: int = 1, by: Engine = engine) -> int:
+        return queueing.needed(look.goals, by, _load(seen, rate), least, policy.max)
 
-    soon = _soon(seen)
-    now = needed((seen.level or 0.0) + seen.backlog)
-    fast = needed((seen.fast or 0.0) + seen.backlog)
-    sudden = _is_burst(look, fast)
+    level, fast, rate = seen.level or 0.0, seen.fast or 0.0, _soon(seen)
+    now = needed(level + seen.backlog)
+    quick = needed(fast + seen.backlog, now) if fast > level else now
+    sudden = _is_burst(look, quick)
     burst = sudden or look.since(look.state.burst) < up_window(policy, look.state)
     if burst:
-        now = max(now, fast)
-    expected = max(now, needed(soon))
+        now = quick
+    soon = needed(rate, now)
     doubtless = replace(engine, correction=1.0)
     return Needs(
         now=now,
-        soon=expected,
-        keep=max(expected, needed(soon * (1 + policy.margin))),
-        model=expected if engine.correction <= 1 else needed(soon, doubtless),
+        soon=soon,
+        keep=needed(rate * (1 + policy.margin), soon),
+        model=soon if engine.correction <= 1 else needed(rate, by=doubtless),
         sudden=sudden,
         burst=burst,
     )

@@ -8,11 +8,8 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
-
-from assay_operator.autoscaling.state import State
-from assay_operator.plan import Json
 
 Reason = Literal[
     "Bounds",
@@ -250,23 +247,3 @@ class Sample:
         """Whether the whole load is known, so that there can be less than one thinks of."""
         unknown = (self.arrivals is None, self.running is None, self.queued is None)
         return self.silent == 0 and not any(unknown)
-
-
-@dataclass(frozen=True)
-class Decision:
-    """How many replicas, and all that has to be kept and told.
-
-    Attributes:
-        replicas: that shall be.
-        state: for the next decision.
-        reason: in one word.
-        unreachable: why not even a single idle replica meets the objectives, with what was
-            measured; None while that is not so.
-        record: what was decided and why, for `status.autoscaling`.
-    """
-
-    replicas: int
-    state: State
-    reason: Reason
-    unreachable: str | None = None
-    record: Json = field(default_factory=dict)

@@ -193,9 +193,11 @@ def meets(goals: Goals, engine: Engine, load: Load, replicas: int) -> bool:
     return seen.ttft_s <= goals.ttft_s and seen.itl_s <= goals.itl_s and seen.busy < FULL
 
 
-def needed(goals: Goals, engine: Engine, load: Load, most: int) -> int:
-    """The fewest replicas, at least 1, that reach the goals; `most` where fewer do not."""
-    low, high = 0, most
+def needed(goals: Goals, engine: Engine, load: Load, least: int, most: int) -> int:
+    """The fewest replicas from `least` on that reach the goals; `most` where fewer do not."""
+    if least >= most or meets(goals, engine, load, least):
+        return min(least, most)
+    low, high = least, most
     while high - low > 1:
         middle = (low + high) // 2
         if meets(goals, engine, load, middle):

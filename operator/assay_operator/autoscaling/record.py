@@ -20,6 +20,9 @@ class Findings:
     """What a decision was made from.
 
     Attributes:
+        policy: what the user wants.
+        sample: what was seen.
+        replicas: that shall be.
         before: replicas that were wanted.
         reason: of the decision.
         needed: replicas that the load needs.
@@ -32,6 +35,9 @@ class Findings:
         goals: what is planned for.
     """
 
+    policy: Policy
+    sample: Sample
+    replicas: int
     before: int
     reason: Reason
     needed: int
@@ -44,17 +50,17 @@ class Findings:
     goals: Goals
 
 
-def record(policy: Policy, sample: Sample, replicas: int, findings: Findings) -> Json:
+def record(found: Findings) -> Json:
     """What was decided, from what, how, why, and what would change it."""
     return {
-        "replicas": replicas,
-        "before": findings.before,
-        "reason": findings.reason,
-        "message": _message(policy, sample, replicas, findings),
-        "changes": _changes(policy, replicas, findings),
-        "formula": _formula(replicas, findings),
-        "inputs": _inputs(policy, sample, findings),
-        "capacity": _capacity(findings),
+        "replicas": found.replicas,
+        "before": found.before,
+        "reason": found.reason,
+        "message": _message(found),
+        "changes": _changes(found),
+        "formula": _formula(found),
+        "inputs": _inputs(found),
+        "capacity": _capacity(found),
     }
 
 
@@ -83,7 +89,8 @@ def unreachable(policy: Policy, engine: Engine, load: Load) -> str | None:
     )
 
 
-def _message(policy: Policy, sample: Sample, replicas: int, found: Findings) -> str:
+def _message(found: Findings) -> str:
+    policy, sample, replicas = found.policy, found.sample, found.replicas
     words = {
         "Bounds": f"min is {policy.min} and max is {policy.max}",
         "Demand": f"{_requests(found)} need {found.needed}",
@@ -114,15 +121,15 @@ def _message(policy: Policy, sample: Sample, replicas: int, found: Findings) -> 
             "The rollout goes on: a new replica starts with the weights that are served and takes "
             "its turn."
         )
-    if found.needed >= policy.max and not _reached(policy, found):
+    if found.needed >= policy.max and not _reached(found):
         said.append(f"max is {policy.max}, and does not reach the objectives at this load.")
     if sample.starting:
         said.append(f"{sample.starting} on their way are counted.")
     return " ".join(said)
 
 
-def _reached(policy: Policy, found: Findings) -> bool:
-    return queueing.meets(found.goals, found.engine, found.load, policy.max)
+def _reached(found: Findings) -> bool:
+    return queueing.meets(found.goals, found.engine, found.load, found.policy.max)
 
 
 def _requests(found: Findings) -> str:
@@ -137,8 +144,9 @@ def _unknown(sample: Sample) -> str:
     return "the routers do not tell" if sample.arrivals is None else "the engines do not tell"
 
 
-def _changes(policy: Policy, replicas: int, found: Findings) -> list[str]:
+def _changes(found: Findings) -> list[str]:
     """From which load on there would be one more, and below which one fewer."""
+    policy, replicas = found.policy, found.replicas
     if replicas == 0:
         return ["with the first request one replica"]
     by_requests = math.isfinite(found.goals.concurrency)
@@ -166,10 +174,10 @@ def _changes(policy: Policy, replicas: int, found: Findings) -> list[str]:
     return said
 
 
-def _formula(replicas: int, found: Findings) -> str:
+def _formula(found: Findings) -> str:
     """The model of `queueing` with its numbers put in, for what is planned for."""
     load, engine, goals = found.load, found.engine, found.goals
-    number = max(1, replicas)
+    number = max(1, found.replicas)
     seen = queueing.outlook(engine, load, number, goals.share)
     rate = load.rate * engine.correction / number
     prompt = engine.prompt_s(load.prompt_tokens)
@@ -200,7 +208,8 @@ def _formula(replicas: int, found: Findings) -> str:
     return "; ".join(said)
 
 
-def _inputs(policy: Policy, sample: Sample, found: Findings) -> Json:
+def _inputs(found: Findings) -> Json:
+    policy, sample = found.policy, found.sample
     demand, measured = found.demand, sample.measured
     inputs = {
         "arrivalsPerSecond": demand.level,
