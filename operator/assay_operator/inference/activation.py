@@ -15,13 +15,16 @@ while the last replica is about to go finds that replica, or waits at the activa
 
 How a planner uses it, in one pass:
 
-    heard = waiting(ANSWERS)    # of `GET /status` at ACTIVATOR_STATUS_PORT of the activators' pods
+    heard = waiting(ANSWERS)                # of the activators' pods: `Activators.ask`, sglang/
     sample = Sample(held=heard.held if heard else 0, arrivals=those of routers + heard.requests...)
     decision = decide(policy, state, sample)
     move = step(Scene(wanted=decision.replicas, heard=heard, before=read(status.get("activation"))))
     desired(..., replicas=move.engines, move=move)
     status["activation"] = move.as_status()      # None for a service without an activator
     next_look = min(..., move.look)
+
+At zero nobody has to look every second, which a thousand services would not bear: the shell keeps
+one long question open at each activator (`Activators.attend`), whose answer wakes the actor.
 
 What a sample has to say meanwhile: an engine that the kubelet finds ready is not `starting` while
 `before.phase` is Leaving or Closing. It is no loading pod, though no router lists it any more;
@@ -35,6 +38,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, get_args
 
+from assay_operator.conditions import stamp
 from assay_operator.inference.observation import parse_time
 from assay_operator.plan import Event, Json
 
@@ -173,7 +177,7 @@ class Move:
             return None
         told: Json = {
             "phase": self.phase,
-            "since": self.since.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "since": stamp(self.since),
             "message": self.message,
         }
         if self.wait_s is not None:
@@ -197,15 +201,18 @@ def step(scene: Scene) -> Move:
         return _move(scene, "Serving", 0, "No replica is wanted.", routers=False)
     if scene.engines == 0 or scene.before.phase == "Away":
         return _away(scene)
-    if scene.before.phase in {"Leaving", "Closing"}:
-        return _leave(scene)
+    stays = _stays(scene)
+    return _up(scene, scene.engines, stays) if stays else _leave(scene)
+
+
+def _stays(scene: Scene) -> str:
+    """Why replicas stay that nobody wants; empty where nothing speaks against it."""
     if scene.loading:
-        return _up(scene, scene.engines, _LOADING)
+        return _LOADING
     if scene.rollout:
-        return _up(scene, scene.engines, _CHANGING)
-    if not scene.activators:
-        return _up(scene, scene.engines, _NO_ACTIVATOR)
-    return _leave(scene)
+        return _CHANGING
+    under_way = scene.before.phase in {"Leaving", "Closing"}
+    return "" if under_way or scene.activators else _NO_ACTIVATOR
 
 
 def _up(scene: Scene, engines: int, why: str) -> Move:
@@ -263,7 +270,7 @@ def _move(
         message=message,
         wait_s=before.wait_s if wait is None else wait,
         events=(Event("ScaledToZero", message),) if went else (),
-        look=AT_REST_SECONDS if phase == "Serving" else LOOK_SECONDS,
+        look=AT_REST_SECONDS if phase in {"Serving", "Away"} else LOOK_SECONDS,
     )
 
 

@@ -13,6 +13,9 @@ ENGINE_PORT = 30000
 ROUTER_PORT = 30080
 METRICS_PORT = 29000
 """smg's own Prometheus port, in the router's pod."""
+ACTIVATOR_PORT = 30090
+ACTIVATOR_STATUS_PORT = 29090
+"""Where an activator says how it is; users reach the other port only."""
 
 
 @dataclass(frozen=True)
