@@ -98,13 +98,14 @@ def settings(setup: Setup, objectives: Sequence[Objective]) -> Iterator[Setting]
             yield _setting("Knative KPA", Kpa, concurrency=concurrency, delay_s=delay_s)
     for objective in objectives:
         yield from _planners(world, objective)
-        yield from _ours(world, objective)
     for replicas in range(world.least, world.most + 1):
         make = partial(Static, replicas)
         yield Setting(STATIC, f"replicas={replicas}", make, first=replicas)
     for utilisation, bin_s in product((0.5, 0.6, 0.7, 0.8, 0.9, 1.0), (2.0, 5.0, 10.0, 30.0)):
         known = partial(Foresight, setup.trace, world.engine, world.start_s, bin_s, utilisation)
         yield Setting(FORESIGHT, f"utilisation={utilisation}, bin_s={bin_s:g}", known)
+    for objective in objectives:
+        yield from _ours(world, objective)
 
 
 def _setting(name: str, make: Callable[..., Policy], **parameters: float) -> Setting:

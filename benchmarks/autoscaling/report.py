@@ -67,7 +67,7 @@ def calibration(engine: Engine) -> list[Row]:
     clients = ", ".join(str(point.clients) for point in fit.TINY)
     rows.append(
         Row(
-            f"the same form, fitted to a real engine of 2.8 M parameters on a CPU, {clients} clients",
+            f"the same form, fitted to a real engine of 2.8 M parameters on CPU, {clients} clients",
             f"off by {errors}",
         )
     )
@@ -144,22 +144,22 @@ def notes(setup: Setup, target: float, name: str) -> list[str]:
     shapes_of = "; ".join(f"{key}: {shape.text}" for key, shape in SYNTHETIC.items())
     bigger = fit.LARGE.parameters / fit.SMALL.parameters
     return [
-        f"{len(setup.trace):,} requests in {setup.end / 60:.0f} minutes. Their work alone would keep "
-        f"{busy / setup.end:.1f} replicas busy on average. All is simulated; only the first rows "
-        "stand beside a measurement.",
+        f"{len(setup.trace):,} requests in {setup.end / 60:.0f} minutes. Their work alone would "
+        f"keep {busy / setup.end:.1f} replicas busy on average. All is simulated; only the first "
+        "rows stand beside a measurement.",
         f"The engine has the shape of {fit.LARGE.name}, {bigger:.0f} times as big as the one that "
         f"was measured ({fit.SMALL.name}), which would serve this trace with a fraction of a card. "
         f"An iteration takes {engine.base_s * 1e3:.1f} ms, and {engine.prompt_s * 1e6:.0f} us a "
         f"prompt token, or {engine.sequence_s * 1e6:.0f} us a sequence and "
-        f"{engine.context_s * 1e9:.0f} ns a token of context; at most {engine.chunk} prompt tokens; "
-        f"{engine.kv_tokens:,} tokens of cache. In its first {engine.warm_s:g} s a replica takes "
-        f"{engine.warm_factor:g} times as long. benchmarks/autoscaling/fit.py says where each "
+        f"{engine.context_s * 1e9:.0f} ns a token of context; {engine.chunk} prompt tokens at "
+        f"most; {engine.kv_tokens:,} tokens of cache. A replica's first {engine.warm_s:g} s "
+        f"take {engine.warm_factor:g} times as long. benchmarks/autoscaling/fit.py says where each "
         "constant comes from.",
         f"{world.least} to {world.most} replicas, {world.route} router. GPU-hours run from asking "
         "for a replica until it has finished what it had.",
         f"Each policy has {GRID} settings. Tuning takes the cheapest that had {target:.0%} within "
-        "the objective on the first half of the trace or, where none had, the best. In the table is "
-        "the second half of a run over the whole trace.",
+        "the objective on the first half of the trace or, where none had, the best. In the table "
+        "is the second half of a run over the whole trace.",
         "Peers see fresh and exact metrics at every look, the planner knows the engine's times "
         "exactly, and Assay learns what it needs. static is a fixed number, tuned too; foresight "
         "knows the trace. Neither is a peer.",

@@ -1,12 +1,13 @@
 """A planner like NVIDIA Dynamo's: from predicted demand and what an engine can do.
 
-Source: ai-dynamo/dynamo, components/src/dynamo/planner/core: throughput_scaling.py
-(_throughput_agg), perf_model/agg.py (find_best_engine_agg_rps, estimate_next_ttft,
-estimate_next_itl), load_scaling.py (_advance_load_agg, _agg_prefill_scaling, _agg_decode_scaling, _scale_decision) and
-config/defaults.py (180 s and 5 s, sensitivity 80%). Where Dynamo learns the time of an iteration by
-regression, this one is given the simulator's own: a perfect profile. Of its predictors (constant,
-ARIMA, Kalman, Prophet) it has the constant one and a level with a trend, the Kalman one's model, by
-Holt's exponential smoothing.
+Source: ai-dynamo/dynamo, components/src/dynamo/planner: core/throughput_scaling.py
+(_throughput_agg), core/perf_model/agg.py (find_best_engine_agg_rps, estimate_next_ttft,
+estimate_next_itl), core/load_scaling.py (_advance_load_agg, _agg_prefill_scaling,
+_agg_decode_scaling, _scale_decision), config/defaults.py (180 s and 5 s, sensitivity 80%).
+
+Where Dynamo learns the time of an iteration by regression, this one is given the simulator's own: a
+perfect profile. Of Dynamo's predictors (constant, ARIMA, Kalman, Prophet) it has the constant one,
+and a level with a trend, which is the Kalman one's model, by Holt's exponential smoothing.
 """
 
 from __future__ import annotations
