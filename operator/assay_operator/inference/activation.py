@@ -19,7 +19,7 @@ How a planner uses it, in one pass:
     sample = Sample(held=heard.held if heard else 0, arrivals=those of routers + heard.requests...)
     decision = decide(policy, state, sample)
     move = step(Scene(wanted=decision.replicas, heard=heard, before=read(status.get("activation"))))
-    desired(..., replicas=move.engines, move=move)
+    desired(..., move=move)
     status["activation"] = move.as_status()      # None for a service without an activator
     next_look = min(..., move.look)
 
