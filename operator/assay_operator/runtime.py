@@ -33,10 +33,12 @@ from assay_operator.config import OperatorConfig
 from assay_operator.handlers import watching
 from assay_operator.plan import Json
 from assay_operator.reconciler import Reconciler
+from assay_operator.reconcilers.autoscaling import Scalers
 from assay_operator.reconcilers.checkpoint import Checkpoints
 from assay_operator.reconcilers.inference import Services
 from assay_operator.reconcilers.shell import Kind, Shell
 from assay_operator.reconcilers.training import Jobs
+from assay_operator.sglang.activators import Activators
 from assay_operator.sglang.client import SGLang
 from assay_operator.sglang.control import Control
 from assay_operator.sglang.reach import ApiServerReach, PodReach, Reach
@@ -107,6 +109,8 @@ class Operator:
         self._reach = _reach(options, self._client)
         self._sglang = SGLang(self._reach)
         self._control = Control(self._reach)
+        self._activators = Activators(self._reach)
+        self._scalers = Scalers(self._view, self._reach, self._activators)
         applier = Applier(self._client, self._view, self._control)
         self._kinds = _kinds(
             Shell(
@@ -116,12 +120,14 @@ class Operator:
                 self._reach,
                 self._sglang,
                 self._control,
+                self._scalers,
                 config,
             )
         )
         reconciler = Reconciler(self._view, applier, self._kinds)
         self._actors = Actors(reconciler, reconciler.complain)
         self._view.wake = self._control.wake = self._wake
+        self._activators.wake = self._scalers.wake = self._wake
         self._last_seen: dict[str, float] = {}
         self._standing = self._watching = self._synced = False
         self._election = self._candidate() if options.election else None
@@ -150,6 +156,8 @@ class Operator:
             jobs[0].cancel()
             await asyncio.wait(jobs, timeout=3)
             await server.cleanup()
+            self._scalers.close()
+            self._activators.close()
             self._control.close()
             await self._reach.close()
             await self._client.close()
@@ -258,6 +266,7 @@ class Operator:
             if kind == "Pod":
                 self._sglang.forget(item["metadata"]["uid"])
                 self._control.forget(item["metadata"]["uid"])
+                self._activators.forget(item["metadata"]["uid"])
         else:
             self._view.put(item, watched=True)
 

@@ -32,6 +32,7 @@ CHILDREN = (
     "configmaps",
     "networkpolicies.networking.k8s.io",
     "poddisruptionbudgets.policy",
+    "horizontalpodautoscalers.autoscaling",
 )
 CLAIMS = "persistentvolumeclaims"
 WORK = [
@@ -48,6 +49,7 @@ WORK = [
         for verb in ("get", "list", "watch", "create", "patch", "delete")
     ),
     *((verb, CLAIMS) for verb in ("get", "list", "watch", "create", "patch")),
+    *((verb, "scaledobjects.keda.sh") for verb in ("get", "create", "patch", "delete")),
     *((verb, "pods") for verb in ("get", "list", "watch", "patch", "delete")),
     ("create", "events"),
     *((verb, f"leases.coordination.k8s.io/{RELEASE}-assay-operator") for verb in ("list", "watch")),

@@ -11,7 +11,7 @@ from assay_operator.cluster.audit import ACTING
 from assay_operator.cluster.topics import Topic
 from assay_operator.cluster.view import Key, View
 from assay_operator.config import OperatorConfig
-from assay_operator.inference.observation import LoadState, Observation, Probe, Work
+from assay_operator.inference.observation import LoadState, Observation, Probe, Seen, Work
 from assay_operator.plan import Json, Plan, Ref
 from assay_operator.reconcilers import checkpoint as of_checkpoint
 from assay_operator.reconcilers import training as of_training
@@ -73,6 +73,7 @@ class Fakes:
         self.loading: dict[str, LoadState] = {}
         self.working: dict[str, Work] = {}
         self.status: Any = {"name": "solver-rl", "step": 3}
+        self.moved: list[Ref] = []
 
     def note(self, what: str, pods: Iterable[Json]) -> list[str]:
         names = [item["metadata"]["uid"] for item in pods]
@@ -105,6 +106,12 @@ class Fakes:
     def rejections(self, key: Key) -> dict[Ref, str]:
         return {Ref("Job", "x"): "no"}
 
+    def drifted(self, key: Key) -> list[Ref]:
+        return self.moved
+
+    async def look(self, key: Key, owner: Json) -> Seen | None:
+        return None
+
 
 @pytest.fixture
 def fakes() -> Fakes:
@@ -119,7 +126,7 @@ def view() -> View:
 @pytest.fixture
 def shell(view: View, fakes: Fakes) -> Shell:
     fake: Any = fakes
-    return Shell(view, fake, fake, fake, fake, fake, OperatorConfig())
+    return Shell(view, fake, fake, fake, fake, fake, fake, OperatorConfig())
 
 
 def test_every_kind_with_an_actor_has_somebody_who_looks(shell: Shell) -> None:

@@ -89,6 +89,13 @@ request.userInfo.groups.exists(group, group in {{ .exemptGroups | toJson }}))
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
   verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [autoscaling]
+  resources: [horizontalpodautoscalers]
+  verbs: [get, list, watch, create, patch, delete]
+# Of these no watch is kept, since most clusters do not know them.
+- apiGroups: [keda.sh]
+  resources: [scaledobjects]
+  verbs: [get, create, patch, delete]
 # Pods are made by others. Patched is one annotation, which makes the kubelet look at once at a
 # ConfigMap that the pod mounts; deleted is an engine that cannot load weights any more.
 - apiGroups: [""]

@@ -65,6 +65,8 @@ KINDS: dict[str, Resource] = {
     "Service": Resource("", "v1", "services"),
     "ConfigMap": Resource("", "v1", "configmaps"),
     "PodDisruptionBudget": Resource("policy", "v1", "poddisruptionbudgets"),
+    "HorizontalPodAutoscaler": Resource("autoscaling", "v2", "horizontalpodautoscalers"),
+    "ScaledObject": Resource("keda.sh", "v1alpha1", "scaledobjects"),
     "Pod": Resource("", "v1", "pods"),
     "Event": Resource("", "v1", "events"),
     "Lease": Resource("coordination.k8s.io", "v1", "leases"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
+from assay_operator.autoscaling.decision import Decision
 from assay_operator.plan import Json, Ref
 
 ENGINE_PORT = 30000
@@ -67,6 +68,39 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """What was last seen of a service that scales itself, and decided from it.
+
+    Attributes:
+        decision: how many replicas there shall be.
+        unknown_s: for how long the load has not been known whole.
+        quiet: whether nothing is under way and nothing came since the look before; None where
+            nobody knows.
+        answers: what the activators say, None where one does not.
+    """
+
+    decision: Decision
+    unknown_s: float = 0.0
+    quiet: bool | None = None
+    answers: tuple[Json | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class OtherWriter:
+    """Somebody else who wrote the number of replicas.
+
+    Attributes:
+        where: what they wrote into.
+        by: as the API server knows them.
+        replicas: the number.
+    """
+
+    where: Ref
+    by: str
+    replicas: int
+
+
+@dataclass(frozen=True)
 class Observation:
     """The world as far as one InferenceService is concerned.
 
@@ -89,6 +123,10 @@ class Observation:
         grants: the CheckpointGrants of that job's namespace.
         found: objects of the user's that the spec refers to by name, None where there is none;
             what could not be looked up is absent.
+        activators: its activator pods, raw, terminating ones included.
+        seen: what its load is and what was decided from it; None without autoscaling, and until
+            that is known.
+        other: who else writes the number of replicas, None where nobody was seen to.
     """
 
     service: Json
@@ -106,6 +144,9 @@ class Observation:
     followed: Json | None = None
     grants: tuple[Json, ...] = ()
     found: Mapping[Ref, Json | None] = field(default_factory=dict)
+    activators: tuple[Json, ...] = ()
+    seen: Seen | None = None
+    other: OtherWriter | None = None
 
 
 def labels_of(item: Json) -> dict[str, str]:

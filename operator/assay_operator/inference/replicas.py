@@ -49,10 +49,10 @@ class Fleet:
 
     def replicas(self) -> tuple[Replica, ...]:
         """All engine pods."""
-        routed = _routed(self.observation, self.now)
-        return tuple(self._replica(pod, routed) for pod in self.observation.engines)
+        listed = routed(self.observation, self.now)
+        return tuple(self._replica(pod, listed) for pod in self.observation.engines)
 
-    def _replica(self, pod: Json, routed: frozenset[str] | None) -> Replica:
+    def _replica(self, pod: Json, listed: frozenset[str] | None) -> Replica:
         uid, url = pod["metadata"]["uid"], engine_url(pod)
         probe, work = self.observation.probes.get(uid), self.observation.works.get(uid, Work())
         version = probe.version if probe else None
@@ -65,7 +65,7 @@ class Fleet:
             version=None if version is None else really(pod, version, versions, self.free),
             generated=bool(probe and probe.generated),
             listed=_listed(self.observation, url),
-            routable=routed is not None and is_ready(pod) and url in routed,
+            routable=listed is not None and is_ready(pod) and url in listed,
             requests=work.requests,
             paused=work.paused,
             load=self.observation.loads.get(uid),
@@ -101,7 +101,7 @@ def _restarts(pod: Json) -> int:
     return sum(status.get("restartCount", 0) for status in statuses)
 
 
-def _routed(observation: Observation, now: datetime) -> frozenset[str] | None:
+def routed(observation: Observation, now: datetime) -> frozenset[str] | None:
     """The URLs that every router which is reached and answers finds healthy; None where none
     does."""
     routers = {pod["metadata"]["uid"] for pod in observation.routers if _is_reached(pod, now)}
