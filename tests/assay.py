@@ -146,6 +146,7 @@ class Assay:
             "image": {"repository": repository, "tag": tag},
             "config": self.operator_config(),
             "networkPolicy": {"workloads": {"metricsFrom": peers}},
+            "metricsApi": {"enabled": True},
         }
 
     def steps(self) -> list[Step]:

@@ -79,6 +79,14 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
         "(default: pods in a cluster, else apiserver)",
     )
     add("--port", type=int, default=8080, help="of /healthz, /readyz and /metrics; 0: any free one")
+    add(
+        "--metrics-api",
+        type=Path,
+        metavar="DIR",
+        help="serve external.metrics.k8s.io for autoscaling by driver hpa, with tls.crt and "
+        "tls.key of DIR",
+    )
+    add("--metrics-api-port", type=int, default=6443, help="of that API")
     add("--lease-namespace", metavar="NS", help="default: the operator's own namespace")
     add("--lease-name", default="assay-operator", metavar="NAME", help="of the leader's Lease")
     add("--no-leader-election", action="store_true", help="for a single process")
@@ -103,6 +111,8 @@ def _run(options: argparse.Namespace) -> int:
                     namespaces=tuple(options.namespace),
                     reach=options.reach,
                     port=options.port,
+                    metrics_api=options.metrics_api,
+                    metrics_api_port=options.metrics_api_port,
                     lease_namespace=options.lease_namespace,
                     lease_name=options.lease_name,
                     election=not options.no_leader_election,

@@ -121,6 +121,7 @@ def everything() -> Json:
             "metricsFrom": [{"namespaceSelector": {}}],
             "workloads": {"metricsFrom": [{"namespaceSelector": {}}]},
         },
+        "metricsApi": {"enabled": True},
         "admissionPolicy": {"exemptUsers": ["system:serviceaccount:velero:velero"]},
         "priorityClassName": "system-cluster-critical",
         "imagePullSecrets": [{"name": "registry"}],

@@ -112,7 +112,7 @@ def test_the_configuration_in_the_values_is_the_operators_default() -> None:
 def test_the_schema_knows_every_field_of_the_configuration() -> None:
     ours = SCHEMA["properties"]["config"]["properties"]
     # Where the operator runs, the chart knows without being told.
-    assert {*ours, "networkPolicy"} == set(OperatorConfig.model_fields)
+    assert {*ours, "networkPolicy", "metricsUrl"} == set(OperatorConfig.model_fields)
     for part in ("engine", "router", "verifier", "trainer"):
         model = OperatorConfig.model_fields[part].annotation
         assert model is not None

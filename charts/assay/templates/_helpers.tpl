@@ -11,6 +11,11 @@
 {{ include "assay.name" . }}-operator
 {{- end -}}
 
+{{/* What serves the API for HorizontalPodAutoscalers, and its certificate. */}}
+{{- define "assay.metricsApi" -}}
+{{ include "assay.name" . }}-metrics-api
+{{- end -}}
+
 {{/* What the pods are selected by: it never changes. */}}
 {{- define "assay.selector" -}}
 app.kubernetes.io/name: assay
@@ -43,6 +48,8 @@ it watches its Lease there, by the same watches as everything else. */}}
 {{- $_ := set $config "networkPolicy" (dict "operator" $operator "metricsFrom" .metricsFrom) -}}
 {{- end -}}
 {{- end -}}
+{{- $url := printf "http://%s.%s.svc:8080" (include "assay.operator" .) .Release.Namespace -}}
+{{- $_ := set $config "metricsUrl" $url -}}
 {{- toYaml $config -}}
 {{- end -}}
 
