@@ -114,11 +114,14 @@ def _setting(name: str, make: Callable[..., Policy], **parameters: float) -> Set
 
 
 def _planners(world: World, objective: Objective) -> Iterator[Setting]:
-    grid = product((15.0, 30.0, 60.0, 90.0, 120.0, 180.0), (CONSTANT, TREND), (False, True))
-    for interval_s, smoothing, load in grid:
-        make = partial(Planner, world.engine, objective, interval_s, smoothing, load)
-        words = "trend" if smoothing == TREND else "constant"
-        text = f"interval_s={interval_s:g}, {words}{', load' if load else ''}"
+    # Its one knob for safety is to be told of a tighter objective.
+    grid = product((30.0, 180.0), (CONSTANT, TREND), (False, True), (1.0, 0.5, 0.2))
+    for interval_s, smoothing, load, aim in grid:
+        told = Objective(objective.name, aim * objective.ttft_s, aim * objective.itl_s)
+        make = partial(Planner, world.engine, told, interval_s, smoothing, load)
+        words = [f"interval_s={interval_s:g}", "trend" if smoothing == TREND else "constant"]
+        words += ["load"] if load else []
+        text = ", ".join([*words, f"objective={aim:g}"])
         yield Setting("Dynamo planner", text, make, objective)
 
 

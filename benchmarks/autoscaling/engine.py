@@ -124,6 +124,8 @@ class Replica:
         self.waiting: deque[Served] = deque()
         self.waiting_tokens = 0
         """Prompt tokens that are not in the cache yet, of the waiting and the cut one."""
+        self.load = 0
+        """Requests in it, running and waiting."""
         self.running = 0
         self.context = 0
         """Tokens in the cache of what runs."""
@@ -140,21 +142,12 @@ class Replica:
         """Prompt tokens left of the first that waits, once it was cut; 0 before."""
         self._batch: list[Served] = []
         self._batch_tokens = 0
-        self._end = NEVER
+        self.next_end = NEVER
+        """When the iteration that is being done ends; never, where nothing is to be done."""
         self._last_step = ready_at
         """When the last decode step ended."""
         self._newcomers: list[tuple[float, int]] = []
         """When prefill batches ended since then, and how many got their first token."""
-
-    @property
-    def next_end(self) -> float:
-        """When the iteration that is being done ends; infinite where nothing is to be done."""
-        return self._end
-
-    @property
-    def load(self) -> int:
-        """Requests in it, running and waiting."""
-        return self.running + len(self.waiting) + len(self._batch)
 
     @property
     def queued(self) -> int:
@@ -169,15 +162,16 @@ class Replica:
     def take(self, served: Served, at: float) -> None:
         """A request comes in; the replica must have been advanced to `at`."""
         served.routed = at
+        self.load += 1
         self.waiting.append(served)
         self.waiting_tokens += served.request.prompt
-        if self._end == NEVER:
+        if self.next_end == NEVER:
             self._begin(at)
 
     def advance(self, until: float) -> None:
         """Everything that ends at or before `until` happens."""
-        while self._end <= until:
-            at = self._end
+        while self.next_end <= until:
+            at = self.next_end
             if self._batch_tokens:
                 self._end_prefill(at)
             else:
@@ -192,11 +186,11 @@ class Replica:
         if self.waiting:
             self._fill()
         if self._batch_tokens:
-            self._end = at + self.engine.prefill(self._batch_tokens) * self._factor(at)
+            self.next_end = at + self.engine.prefill(self._batch_tokens) * self._factor(at)
         elif self.running:
-            self._end = at + self.engine.decode(self.running, self.context) * self._factor(at)
+            self.next_end = at + self.engine.decode(self.running, self.context) * self._factor(at)
         else:
-            self._end = NEVER
+            self.next_end = NEVER
 
     def _fill(self) -> None:
         """Takes prompts off the queue into the next prefill batch."""
@@ -315,6 +309,7 @@ class Replica:
         self.news.output_tokens += self.running
 
     def _finish(self, served: Served, at: float) -> None:
+        self.load -= 1
         served.finished = self.done_at = at
         served.times += 1
         self._reserved -= served.request.prompt + served.request.output

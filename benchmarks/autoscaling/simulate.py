@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from benchmarks.autoscaling.engine import NEVER, Engine, News, Replica, Served
 from benchmarks.autoscaling.policy import Policy, ReplicaView, Sample
 from benchmarks.autoscaling.trace import Trace
 
+_LOAD = attrgetter("load")
 LONGEST_DRAIN_S = 3600.0
 """After the last arrival; what has not finished by then counts as not served in time."""
 
@@ -108,7 +110,9 @@ class Fleet:
                 # All that waited goes to the first that comes: it is the only one there is.
                 replica.take(self.held.popleft(), replica.ready_at)
         for replica in self.ready:
-            replica.advance(until)
+            # Asked here too, since most have nothing to do most of the time.
+            if replica.next_end <= until:
+                replica.advance(until)
         for replica in self.draining:
             replica.advance(until)
 
@@ -120,11 +124,7 @@ class Fleet:
             self._turn += 1
             self.ready[self._turn % len(self.ready)].take(served, at)
         else:
-            least = self.ready[0]
-            for replica in self.ready:
-                if replica.load < least.load:
-                    least = replica
-            least.take(served, at)
+            min(self.ready, key=_LOAD).take(served, at)
 
     def scale(self, wanted: int, at: float) -> None:
         """Asks for more replicas or lets some go: those that start first, then the youngest.
