@@ -54,15 +54,19 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("files", nargs="+", metavar="FILE", help="YAML; - reads standard input")
     plan.add_argument("--config", type=Path, metavar="FILE", help="the operator's configuration")
     plan.set_defaults(command=_plan)
+    why = commands.add_parser("explain", help="draw the last hour of a service that scales itself")
+    why.add_argument("name", metavar="NAME", help="of the InferenceService")
+    why.add_argument("--namespace", "-n", metavar="NS", help="default: that of the kubeconfig")
+    _access_options(why)
+    why.set_defaults(command=_explain)
     told = commands.add_parser("version", help="print the version")
     told.set_defaults(command=_version)
     return parser
 
 
 def _run_options(parser: argparse.ArgumentParser) -> None:
+    _access_options(parser)
     add = parser.add_argument
-    add("--kubeconfig", help="default: the pod's service account, else the current kubeconfig")
-    add("--context", help="context of the kubeconfig")
     add(
         "--namespace",
         action="append",
@@ -93,6 +97,12 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     add("--log-format", choices=("json", "text"), default="json", help="default: json")
     add("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     parser.set_defaults(command=_run)
+
+
+def _access_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--kubeconfig", help="default: the pod's service account, else the current kubeconfig")
+    add("--context", help="context of the kubeconfig")
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -211,6 +221,28 @@ def _resources(name: str, text: str) -> Iterator[Json]:
 
 def _read(name: str) -> str:
     return sys.stdin.read() if name == "-" else Path(name).read_text()
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from kubernetes.aio.config import ConfigException  # noqa: PLC0415
+
+    from assay_operator.cluster.client import ApiError, look_up  # noqa: PLC0415
+    from assay_operator.explain import explain  # noqa: PLC0415
+
+    try:
+        service = asyncio.run(
+            look_up(
+                "InferenceService",
+                options.name,
+                namespace=options.namespace,
+                kubeconfig=options.kubeconfig,
+                context=options.context,
+            )
+        )
+        print(explain(service, datetime.now(UTC)))
+    except (ApiError, ConfigException, ValueError) as error:
+        return _complain(error)
+    return 0
 
 
 def _version(_: argparse.Namespace) -> int:
