@@ -16,6 +16,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs until it is told to end; returns the exit code."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)-7s %(message)s")
+    # It would tell of each request that is no HTTP, with a trace of its own code.
+    logging.getLogger("aiohttp.server").setLevel("CRITICAL")
     settings = Settings(
         upstream=options.upstream.rstrip("/"),
         model=options.model,

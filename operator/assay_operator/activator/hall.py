@@ -38,7 +38,9 @@ class Hall:
     @property
     def oldest(self) -> float:
         """Seconds that the one has waited that waits longest; 0 where none waits."""
-        return self._clock() - min(self._waiting.values(), default=self._clock())
+        if not self._waiting:
+            return 0.0
+        return self._clock() - min(self._waiting.values())
 
     def enter(self) -> Ticket | None:
         """A place to wait in; None where all are taken. It is given back at the end of a `with`."""

@@ -80,10 +80,17 @@ class Proxy:
         try:
             return await self._handle(request)
         except Refused as refused:
-            self.figures.refused.labels(refused.answer.reason).inc()
-            return _response(refused.answer)
+            answer = refused.answer
+        except Exception:
+            log.exception("an error of our own, for %s %s", request.method, request.path)
+            answer = messages.error(500, "internal_error", "The activator failed; see its log.")
+        self.figures.refused.labels(answer.reason).inc()
+        return _response(answer)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        if not request.rel_url.raw_path.startswith("/"):
+            # Else it would become a part of the upstream's name.
+            raise Refused(messages.error(400, "bad_target", "The target must begin with a slash."))
         if messages.is_websocket(request.headers):
             told = "No WebSocket can be held while no replica runs; ask over HTTP."
             raise Refused(messages.error(501, "websocket_not_held", told))
@@ -103,6 +110,7 @@ class Proxy:
         if well := messages.health(method, path):
             return _response(well)
         if await self.door.is_open():
+            await _go_on(request)
             body = Body(b"", request.content if request.body_exists else None)
             if answer := await self._hand_on(request, body, None):
                 return answer
@@ -131,6 +139,7 @@ class Proxy:
     async def _read(self, passage: Passage) -> Body:
         try:
             async with asyncio.timeout_at(passage.ends):
+                await _go_on(passage.request)
                 return await bodies.read(passage.request.content, passage.ticket)
         except bodies.NoRoom:
             raise self._later("no_memory", "The requests that wait take all memory.") from None
@@ -227,6 +236,14 @@ class Proxy:
     def _again(self) -> int:
         start = self.figures.last_wake or self._settings.start_seconds
         return messages.again_after(start, self.hall.oldest)
+
+
+async def _go_on(request: web.BaseRequest) -> None:
+    """Has a client send its body that waits for a word before it does."""
+    if request.headers.get("Expect", "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        # That was not the answer yet.
+        request.writer.output_size = 0
 
 
 async def _read(upstream: aiohttp.ClientResponse) -> bytes:
