@@ -126,7 +126,7 @@ def _planners(world: World, objective: Objective) -> Iterator[Setting]:
 
 
 def _ours(world: World, objective: Objective) -> Iterator[Setting]:
-    for window_s, surge in product(WINDOWS_S, (0.0, 0.5, 0.7, 0.8, 0.9, 0.95)):
+    for window_s, surge in product(WINDOWS_S, (0.0, 0.3, 0.5, 0.7, 0.8, 0.9)):
         make = partial(
             Ours,
             objective,

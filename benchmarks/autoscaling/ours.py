@@ -14,10 +14,14 @@ from benchmarks.autoscaling.policy import Objective, ReplicaView, Sample
 
 INTERVAL_S = 5.0
 TTFT_BOUNDS = (0.1, 0.2, 0.4, 0.6, 0.8, 1, 2, 4, 6, 8, 10, 20, 40, 60, 80, 100, 200, 400)
-"""The buckets of SGLang's histograms, in seconds; likewise the next."""
+"""The buckets of SGLang's histograms, in seconds. So are the next, and the last in tokens."""
 ITL_BOUNDS = (
     *(0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.025, 0.03, 0.035, 0.04, 0.06, 0.08),
     *(0.1, 0.2, 0.4, 0.6, 0.8, 1, 2, 4, 6, 8),
+)
+PROMPT_BOUNDS = (
+    *(100, 300, 500, 700, 1000, 1500, 2000, 3000, 4000, 5000, 6000, 7000, 8000, 9000, 10000, 12500),
+    *(15000, 17500, 20000, 22500, 25000, 27500, 30000, 35000, 40000, 60000, 80000, 100000),
 )
 
 
@@ -73,16 +77,22 @@ class Ours:
 
 
 def _measured(views: Sequence[ReplicaView]) -> Measured:
-    first = [served.first - served.routed for view in views for served in view.news.first_tokens]
+    news = [view.news for view in views]
+    first = [served.first - served.routed for each in news for served in each.first_tokens]
+    finished = [served for each in news for served in each.finished]
     return Measured(
         engines=len(views),
         running=sum(view.running for view in views),
         queued=sum(view.queued for view in views),
-        prompt_tokens=sum(view.news.prompt_tokens for view in views),
-        output_tokens=sum(view.news.output_tokens for view in views),
+        prompt_tokens=sum(each.prompt_tokens for each in news),
+        output_tokens=sum(each.output_tokens for each in news),
         kv_use=sum(view.kv_share for view in views) / len(views),
         ttft=_histogram(((value, 1) for value in first), TTFT_BOUNDS),
-        itl=_histogram((gap for view in views for gap in view.news.gaps), ITL_BOUNDS),
+        itl=_histogram((gap for each in news for gap in each.gaps), ITL_BOUNDS),
+        answers=_histogram(
+            ((served.itl, 1) for served in finished if served.request.output > 1), ITL_BOUNDS
+        ),
+        prompts=_histogram(((served.request.prompt, 1) for served in finished), PROMPT_BOUNDS),
     )
 
 
