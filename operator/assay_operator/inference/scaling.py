@@ -180,9 +180,13 @@ def standing(
         if not is_terminating(pod) and pod.get("status", {}).get("phase") not in _ENDED
     }
     listed = routed(observation, now) or frozenset()
-    ready = {uid for uid, pod in pods.items() if is_ready(pod) and engine_url(pod) in listed}
-    in_hand = {record.uid for record in rollout.records} if rollout else set()
-    away = len((in_hand & pods.keys()) - ready)
+    # What a rollout has in its hands a router may still list: it drains it.
+    in_hand = rollout.excluded & pods.keys() if rollout else frozenset()
+    ready = {
+        uid
+        for uid, pod in pods.items()
+        if is_ready(pod) and engine_url(pod) in listed and uid not in in_hand
+    }
     ages = {uid: _age(pods[uid], memory.history, now) for uid in ready}
     oldest = [_seconds(ready_since(pods[uid]), now) for uid in ready]
     # While the last replicas leave, no router lists them any more: they start nothing.
@@ -192,8 +196,8 @@ def standing(
     return Standing(
         ready=frozenset(ready),
         warm=frozenset(uid for uid, age in ages.items() if age >= policy.warmup_s),
-        starting=max(0, existing - len(ready) - away),
-        away=away,
+        starting=max(0, existing - len(ready) - len(in_hand)),
+        away=len(in_hand),
         oldest_ready_s=max(oldest, default=None),
         rollout=rollout is not None and not rollout.over,
     )
