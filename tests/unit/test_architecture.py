@@ -14,17 +14,19 @@ REPOSITORY = Path(__file__).parents[2]
 PACKAGE = REPOSITORY / "operator" / "assay_operator"
 VERIFIERS = REPOSITORY / "trainer" / "assay_verifiers"
 TRAINER = REPOSITORY / "trainer" / "assay_trainer"
-PURE = ("api", "inference", "training", "checkpoints")
-PARTS = (*PURE, "cluster", "sglang", "handlers", "reconcilers")
+PURE = ("api", "autoscaling", "inference", "training", "checkpoints")
+PARTS = (*PURE, "cluster", "sglang", "handlers", "reconcilers", "activator")
 ALLOWED: dict[str, set[str]] = {
     "api": set(),
-    "inference": {"api"},
+    "autoscaling": set(),
+    "inference": {"api", "autoscaling"},
     "training": {"api", "inference"},
     "checkpoints": {"api", "inference"},
     "cluster": {"api"},
     "sglang": {"api", "inference", "cluster"},
     "handlers": {*PURE, "cluster", "sglang"},
     "reconcilers": {*PURE, "cluster", "sglang"},
+    "activator": set(),
 }
 HEAVY = {"torch", "sglang", "transformers", "triton", "assay_trainer", "assay_kernels"}
 
