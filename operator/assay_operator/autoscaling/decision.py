@@ -46,6 +46,7 @@ class Decision:
         replicas: that shall be.
         state: for the next decision.
         reason: in one word.
+        required: replicas that the load requires, whatever is wanted; None while it is not known.
         unreachable: why not even a single idle replica meets the objectives, with what was
             measured; None while that is not so.
         findings: what it was made from.
@@ -54,6 +55,7 @@ class Decision:
     replicas: int
     state: State
     reason: Reason
+    required: int | None
     unreachable: str | None
     findings: Findings
 
@@ -192,6 +194,7 @@ def decide(policy: Policy, state: State, sample: Sample) -> Decision:
         replicas=verdict.replicas,
         state=after,
         reason=verdict.reason,
+        required=None if seen.level is None else needs.soon,
         unreachable=unreachable(policy, engine, load),
         findings=found,
     )

@@ -210,7 +210,7 @@ def _rates(state: State, window: float) -> tuple[float | None, float | None]:
         if running is not None:
             under_way += running * seconds
             under_way_spans += seconds
-    return (came / spans if spans else None, under_way / under_way_spans if spans else None)
+    return (came / spans if spans else None, under_way / under_way_spans if under_way_spans else None)
 
 
 def _history(policy: Policy, state: State, sample: Sample) -> tuple[Point, ...]:
@@ -233,8 +233,22 @@ def _history(policy: Policy, state: State, sample: Sample) -> tuple[Point, ...]:
         peak=max(last.peak, peak or 0.0),
         waiting=max(last.waiting, (sample.queued or 0.0) + sample.held),
         ready=sample.ready,
+        within=last.within if (share := _within(policy, sample)) is None else share,
     )
     return (*points, point)[-POINTS:]
+
+
+def _within(policy: Policy, sample: Sample) -> float | None:
+    """The share of warm replicas' requests within the objectives; the lesser one where there are
+    two, None where none is measured."""
+    if sample.measured is None:
+        return None
+    felt = (
+        (sample.measured.ttft, policy.ttft_s),
+        (sample.measured.answers, policy.itl_s),
+    )
+    shares = [each.share_within(objective) for each, objective in felt if objective is not None]
+    return min((share for share in shares if share is not None), default=None)
 
 
 def _learned(policy: Policy, state: State, sample: Sample) -> dict[str, Learned]:
@@ -274,7 +288,7 @@ def _forecast(policy: Policy, state: State, level: float, known: float) -> float
     """The rate when a replica that is asked for now would be there, if it goes on rising so.
 
     The slope is that of a line through the last points, if it is more than chance, and no more than
-    that of their second half: a step is no trend.
+    that of their second half or of those before the last: a step is no trend.
     """
     ahead = startup(policy, state)
     reach = min(max(2 * ahead, _TREND_S[0]), _TREND_S[1])
@@ -290,7 +304,7 @@ def _forecast(policy: Policy, state: State, level: float, known: float) -> float
     chance = _SIGMAS * math.sqrt(max(level, 1 / POINT_S) / POINT_S / spread)
     if slope <= chance:
         return level
-    slope = min(slope, _slope(points[len(points) // 2 :])[0])
+    slope = min(slope, _slope(points[len(points) // 2 :])[0], _slope(points[:-1])[0])
     # The level is that of the middle of its window.
     lag = up_window(policy, state) / 2
     return min(level + max(0.0, slope) * (ahead + lag), max(level, _FORECAST_AT_MOST * known))

@@ -52,9 +52,11 @@ class Findings:
 
 def record(found: Findings) -> Json:
     """What was decided, from what, how, why, and what would change it."""
+    known = found.demand.level is not None
     return {
         "replicas": found.replicas,
         "before": found.before,
+        **({"required": found.needed} if known else {}),
         "reason": found.reason,
         "message": _message(found),
         "changes": _changes(found),

@@ -6,9 +6,11 @@ operator that was away, makes nothing older than it is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter
 from pydantic.alias_generators import to_camel
 
 from assay_operator.plan import Json
@@ -90,7 +92,7 @@ class Point:
         replicas: wanted at its end.
         ready: routable at its end.
         waiting: most requests that waited, queued or held.
-        within: share of first tokens within the objective, None where there was none.
+        within: share of requests within the objectives, as last measured in it.
     """
 
     start: float
@@ -167,17 +169,41 @@ class State:
 
 
 _STATE: TypeAdapter[State] = TypeAdapter(State)
+_POINT = tuple(each.name for each in fields(Point))
+_DIGITS, _POINT_DIGITS = 8, 4
 
 
 def read(data: Json | None) -> State:
     """The state that `write` wrote; an empty one where there is none that can be read."""
     try:
-        return _STATE.validate_python(data)
-    except ValidationError:
+        points = [dict(zip(_POINT, row, strict=True)) for row in (data or {}).get("history", [])]
+        return _STATE.validate_python({**(data or {}), "history": points})
+    except (AttributeError, TypeError, ValueError):
         return State()
 
 
 def write(state: State) -> Json:
-    """The state as plain JSON, without what is as at the beginning."""
+    """The state as plain JSON, without what is as at the beginning. Points are lists."""
     data: Json = _STATE.dump_python(state, mode="json", by_alias=True, exclude_defaults=True)
+    data = {name: _rounded(value, _DIGITS) for name, value in data.items()}
+    if state.history:
+        data["history"] = [
+            [
+                _rounded(getattr(point, name), _DIGITS if name == "start" else _POINT_DIGITS)
+                for name in _POINT
+            ]
+            for point in state.history
+        ]
     return data
+
+
+def _rounded(value: Any, digits: int) -> Any:
+    """With so many digits that count in every number."""
+    if isinstance(value, dict):
+        return {name: _rounded(each, digits) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_rounded(each, digits) for each in value]
+    if not isinstance(value, float) or not math.isfinite(value):
+        return value
+    short = float(f"{value:.{digits}g}")
+    return int(short) if short.is_integer() else short
