@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from assay_operator.autoscaling.decision import Decision, decide
 from assay_operator.autoscaling.model import Histogram, Measured, Policy, Prior, Sample
@@ -187,7 +188,7 @@ class Plant:
         """When the direction changed."""
         changes = self.wanted()
         found, way = [], 0
-        for (_, before), (now, after) in zip(changes, changes[1:], strict=False):
+        for (_, before), (now, after) in pairwise(changes):
             new = 1 if after > before else -1
             if way and new != way:
                 found.append(now)

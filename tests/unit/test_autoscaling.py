@@ -250,9 +250,7 @@ def test_an_operator_that_comes_back_goes_on_where_the_other_one_was() -> None:
     plant = Plant(POLICY, step(20, 2, 1200)).run(1300)
     other = Plant(POLICY, step(20, 2, 1200)).run(1300)
     other.state = read(json.loads(json.dumps(write(other.state))))
-    assert [each for each in plant.run(2400).wanted()] == [
-        each for each in other.run(2400).wanted()
-    ]
+    assert plant.run(2400).wanted() == other.run(2400).wanted()
 
 
 def test_what_cannot_be_read_is_no_state() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -159,7 +159,7 @@ def test_a_scale_down_never_follows_a_scale_up_within_the_window(
 ) -> None:
     made = decisions(policy, seen)
     up = -math.inf
-    for before, after in zip(made, made[1:], strict=False):
+    for before, after in pairwise(made):
         if after.replicas > before.replicas:
             up = after.state.clock
         if after.reason == "Quiet":

@@ -210,7 +210,10 @@ def _rates(state: State, window: float) -> tuple[float | None, float | None]:
         if running is not None:
             under_way += running * seconds
             under_way_spans += seconds
-    return (came / spans if spans else None, under_way / under_way_spans if under_way_spans else None)
+    return (
+        came / spans if spans else None,
+        under_way / under_way_spans if under_way_spans else None,
+    )
 
 
 def _history(policy: Policy, state: State, sample: Sample) -> tuple[Point, ...]:
