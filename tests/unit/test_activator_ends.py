@@ -224,8 +224,7 @@ async def test_sigterm_ends_the_process_after_its_last_request() -> None:
         aiohttp.ClientSession() as session,
     ):
         waiting = asyncio.create_task(post(session, url))
-        while not (await status(session, status_url))["held"]:
-            await asyncio.sleep(0.01)
+        assert (await first(session, status_url))["held"] == 1
         running.send_signal(signal.SIGTERM)
         await until(lambda: is_closed(url))
         assert running.returncode is None, "a request still waits"
@@ -260,8 +259,9 @@ async def post(session: aiohttp.ClientSession, url: str) -> int:
         return answer.status
 
 
-async def status(session: aiohttp.ClientSession, url: str) -> dict[str, float]:
-    async with session.get(f"{url}/status") as answer:
+async def first(session: aiohttp.ClientSession, url: str) -> dict[str, float]:
+    """What the operator is told once a request waits."""
+    async with session.get(f"{url}/status?until=held&seconds={SOON}") as answer:
         found: dict[str, float] = await answer.json()
         return found
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import aiohttp
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assay_operator.activator import door, messages
@@ -121,6 +121,7 @@ async def test_a_client_that_asks_before_it_uploads_is_told_to_go_on() -> None:
         assert reply.status == 200
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1e5), st.floats(0, 1e5))
 def test_who_is_refused_comes_back_within_half_a_minute(start: float, oldest: float) -> None:
     again = messages.again_after(start, oldest)
@@ -190,6 +191,9 @@ async def test_the_target_of_a_proxys_client_is_the_model_all_the_same() -> None
 # --- the bounds themselves ----------------------------------------------------------------------
 
 
+STEPS = ("enter", "keep", "go", "wait", "drop", "leave")
+
+
 class Clock:
     def __init__(self) -> None:
         self.now = 0.0
@@ -199,12 +203,11 @@ class Clock:
         return self.now
 
 
+@settings(deadline=None)
 @given(
     st.integers(1, 4),
     st.integers(0, 50),
-    st.lists(
-        st.tuples(st.sampled_from("enter keep go wait drop leave".split()), st.integers(0, 9))
-    ),
+    st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 9))),
 )
 def test_the_hall_never_holds_more_than_it_may_and_forgets_nobody(
     requests: int, size: int, steps: list[tuple[str, int]]
@@ -260,6 +263,7 @@ NAMES = st.sampled_from(
 VALUES = st.sampled_from(["close", "X-A, te", "x-b", "1"])
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(NAMES, VALUES)))
 def test_only_what_is_for_the_other_end_is_passed_on_in_its_order(
     headers: list[tuple[str, str]],

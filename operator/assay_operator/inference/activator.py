@@ -43,7 +43,7 @@ def activator_template(
             *("--port", str(ACTIVATOR_PORT)),
             *("--status-port", str(ACTIVATOR_STATUS_PORT)),
             *("--hold-seconds", str(limits.holdSeconds)),
-            *("--start-seconds", str(profile.startup_seconds)),
+            *("--start-seconds", f"{profile.expected.startup_s:g}"),
             *("--finish-seconds", str(FINISH_SECONDS)),
             *("--requests", str(limits.requests)),
             *("--megabytes", str(limits.megabytes)),
