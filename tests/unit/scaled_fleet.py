@@ -18,7 +18,7 @@ from assay_operator.inference.observation import Observation, OtherWriter, Seen
 from assay_operator.inference.profiles import resolve
 from assay_operator.inference.scaling import SCRAPE_SECONDS, interval, policy_of, standing
 from assay_operator.inference.scaling_status import remembered
-from assay_operator.plan import Json
+from assay_operator.plan import Json, Ref
 from tests.unit.plan_fleet import START, Cluster
 
 SCALING: Json = {"min": 1, "max": 5, "objectives": {"concurrency": 8}}
@@ -48,6 +48,8 @@ class Scaled(Cluster):
         self.looked = -SCRAPE_SECONDS
         self.again = 0.0
         self.unknown = False
+        self.held = 0
+        """Requests that wait at the activator."""
         self.told: list[Json] = []
 
     @property
@@ -56,14 +58,18 @@ class Scaled(Cluster):
         return found
 
     @property
+    def phase(self) -> str:
+        """Of `status.activation`."""
+        return str((self.status.get("activation") or {}).get("phase"))
+
+    @property
     def deployed(self) -> int:
         """Engines that the Deployment has."""
-        spec = next(
-            item["spec"]
-            for name, item in self.children.items()
-            if name.name == "solver-engine" and name.kind == "Deployment"
-        )
-        return int(spec["replicas"])
+        return self.replicas("solver-engine")
+
+    def replicas(self, name: str) -> int:
+        """Of a Deployment."""
+        return int(self.children[Ref("Deployment", name)]["spec"]["replicas"])
 
     @property
     def policy(self) -> Policy:
@@ -75,7 +81,21 @@ class Scaled(Cluster):
         return replace(made, prior=prior, down_window_s=40.0, up_window_s=20.0, step_s=20.0)
 
     def observation(self) -> Observation:
-        return replace(super().observation(), seen=self.seen, other=self.other)
+        found = super().observation()
+        there = {name.name for name, item in self.children.items() if item["kind"] == "Deployment"}
+        holds = self._router_pod() | {"metadata": {"name": "activator", "uid": "uid-activator"}}
+        routes = self.replicas("solver-router") if "solver-router" in there else 1
+        return replace(
+            found,
+            routers=found.routers if routes else (),
+            activators=(holds,) if "solver-activator" in there else (),
+            seen=self.seen,
+            other=self.other,
+        )
+
+    @property
+    def scales_to_zero(self) -> bool:
+        return bool(self.service["spec"]["autoscaling"]["min"] == 0)
 
     def forget(self) -> None:
         """Another operator takes over: it goes on from the status, and has seen nothing yet."""
@@ -116,6 +136,7 @@ class Scaled(Cluster):
             arrivals=None if self.unknown else load,
             running=None if self.unknown else min(load, 8.0 * len(stands.ready)),
             queued=None if self.unknown else max(0.0, load - 8.0 * len(stands.ready)),
+            held=self.held,
             ready=len(stands.ready),
             warm=len(stands.warm),
             starting=stands.starting,
@@ -126,7 +147,10 @@ class Scaled(Cluster):
         decision = decide(self.policy, self.state, told)
         known = self.seen.unknown_s if self.seen else 0.0
         unknown_s = 0.0 if told.known else known + told.seconds
-        self.seen, self.state = Seen(decision, unknown_s), decision.state
+        answer = {"held": self.held, "oldestWaitSeconds": 0.0, "requests": 0}
+        answers = ({**answer, "lastWakeSeconds": None},) if self.scales_to_zero else ()
+        self.seen = Seen(decision, unknown_s, load == 0, answers)
+        self.state = decision.state
         self.looked = self.now
 
     def _tell(self, made: Any) -> None:

@@ -18,6 +18,7 @@ from assay_operator.plan import Json, Ref
 from tests.unit.scaled_fleet import SCALING, Scaled, step
 from tests.unit.worlds import NOW, SOURCE, ago, pod, serving
 
+ZERO: Json = {**SCALING, "min": 0, "scaleToZeroAfter": "60s"}
 PROFILE = resolve("auto", "cpu", "throughput", None)
 
 
@@ -237,6 +238,70 @@ class TestRollouts:
         cluster.serve("pvc://models/next")
         cluster.live(60, until=lambda: cluster.rollout.get("phase") == "Holding")
         assert not cluster.rollout.get("surge")
+
+
+class TestZero:
+    """Where requests go meanwhile: test_activation.py. Here it is how it goes with the rest."""
+
+    def asleep(self) -> Scaled:
+        """A service whose last replica went since nobody asked."""
+        cluster = Scaled(step(4, 0, 40, 9999), ZERO)
+        cluster.live(300, until=lambda: cluster.phase == "Away")
+        return cluster
+
+    def test_after_silence_the_last_replica_goes_and_the_service_can_still_be_asked(self) -> None:
+        cluster = self.asleep()
+        assert cluster.phase == "Away" and cluster.now > 100
+        assert (cluster.deployed, cluster.replicas("solver-router")) == (0, 0)
+        assert cluster.status["routable"] == "0/0"
+        ready = cluster.condition("Ready")
+        assert (ready["status"], ready["reason"]) == ("True", "ScaledToZero")
+        said = [event.partition(":")[0] for event in cluster.events if "Scaled" in event]
+        assert said == ["ScaledDown", "ScaledToZero"]
+        assert not any(event.startswith("NotReady") for event in cluster.events)
+
+    def test_the_first_request_brings_a_replica_back(self) -> None:
+        cluster = self.asleep()
+        cluster.held = 1
+        cluster.advance(1)
+        cluster.look()
+        cluster.reconcile()
+        cluster.reconcile()
+        assert cluster.deployed == 1 and cluster.replicas("solver-router") == 1
+        assert cluster.phase == "Waking"
+        assert cluster.condition("Ready")["reason"] == "Waking"
+        cluster.load = lambda _: 1.0
+        cluster.live(60, until=lambda: cluster.phase == "Serving")
+        cluster.held = 0
+        assert cluster.status["routable"] == "1/1"
+        assert cluster.condition("Ready")["reason"] == "Serving"
+        assert any(event.startswith("ScaledFromZero") for event in cluster.events)
+
+    def test_new_weights_that_come_while_the_last_replica_leaves_are_tried_on_it(self) -> None:
+        cluster = Scaled(step(4, 0, 40, 9999), ZERO)
+        cluster.live(300, until=lambda: cluster.phase == "Leaving")
+        cluster.disk["models", "next"] = "good"
+        cluster.serve("pvc://models/next")
+        cluster.live(30)
+        assert cluster.rollout["phase"] != "Done" and cluster.deployed >= 1
+        cluster.live(200, until=lambda: cluster.rollout["phase"] == "Done")
+        assert cluster.contents() == {"good"}
+        cluster.live(200, until=lambda: cluster.phase == "Away")
+        assert cluster.rollout["phase"] == "Done" and cluster.deployed == 0
+
+    def test_one_that_was_stopped_holds_no_requests(self) -> None:
+        cluster = self.asleep()
+        cluster.change(replicas=0)
+        cluster.reconcile()
+        assert "activation" not in cluster.status
+        assert cluster.condition("Ready")["reason"] == "NoReplicas"
+
+    def test_without_an_activator_that_is_ready_it_is_not_ready(self) -> None:
+        cluster = self.asleep()
+        del cluster.children[Ref("Deployment", "solver-activator")]
+        cluster.reconcile()
+        ready = cluster.condition("Ready")
+        assert (ready["status"], ready["reason"]) == ("False", "NoActivator")
 
 
 class TestConditions:

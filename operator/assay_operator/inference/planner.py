@@ -165,7 +165,6 @@ class _Planner:
                 self.observation,
                 self.asked,
                 routable=len(group.routable),
-                surge=made.surge,
                 now=self.now,
             )
         )

@@ -17,7 +17,7 @@ from assay_operator.autoscaling.signals import Standing
 from assay_operator.inference import activation
 from assay_operator.inference.failures import pod_failure
 from assay_operator.inference.memory import recall
-from assay_operator.inference.objects import fingerprint
+from assay_operator.inference.objects import Identity, fingerprint
 from assay_operator.inference.observation import (
     Observation,
     engine_url,
@@ -29,7 +29,7 @@ from assay_operator.inference.observation import (
 from assay_operator.inference.profiles import EngineProfile
 from assay_operator.inference.replicas import routed
 from assay_operator.inference.results import ENGINE
-from assay_operator.plan import Json
+from assay_operator.plan import Json, Ref
 
 SCRAPE_SECONDS = 5.0
 """How often pods are asked what they are at."""
@@ -142,9 +142,19 @@ def fleet_size(spec: InferenceServiceSpec, observation: Observation) -> int:
     phase = (status.get("activation") or {}).get("phase")
     if number or not may_rest(spec) or phase == "Away":
         return number
+    return _deployed(observation)
+
+
+def _deployed(observation: Observation) -> int:
+    """Engines that were last asked for, a rollout's surge left out."""
+    metadata, status = observation.service["metadata"], observation.service.get("status") or {}
+    identity = Identity(metadata["name"], metadata["namespace"])
+    deployment = observation.children.get(Ref("Deployment", identity.engine))
+    if deployment is None:
+        return sum(not is_terminating(pod) for pod in observation.engines)
     rollout = recall(status).rollout
-    there = sum(not is_terminating(pod) for pod in observation.engines)
-    return max(0, there - int(rollout is not None and rollout.surge))
+    surge = int(rollout is not None and rollout.surge)
+    return max(0, int(deployment["spec"]["replicas"]) - surge)
 
 
 def interval(spec: InferenceServiceSpec, status: Json) -> float:
@@ -218,7 +228,6 @@ def scene(
     spec: InferenceServiceSpec,
     *,
     routable: int,
-    surge: int,
     now: datetime,
 ) -> activation.Scene:
     """What decides where the requests of a service go.
@@ -227,7 +236,6 @@ def scene(
         observation: what is seen of it.
         spec: what the user wants.
         routable: replicas that are routable.
-        surge: engine pods above what is wanted, as a rollout has them.
         now: the time, with a zone.
     """
     status = observation.service.get("status") or {}
@@ -238,7 +246,7 @@ def scene(
         now=now,
         enabled=may_rest(spec),
         wanted=wanted(spec, status),
-        engines=max(0, len(pods) - surge),
+        engines=_deployed(observation),
         loading=sum(not is_ready(pod) and not pod_failure(pod, ENGINE, now) for pod in pods),
         rollout=rollout is not None and not rollout.over,
         routable=routable,
