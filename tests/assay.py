@@ -126,6 +126,7 @@ class Assay:
                 "image": self.engine_image,
                 "template": self.pod_overrides("router"),
             },
+            "activator": {"image": self.images.reference("operator")},
             "verifier": {
                 "image": self.trainer_image,
                 "template": self.pod_overrides("verifier"),

@@ -113,7 +113,7 @@ def test_the_schema_knows_every_field_of_the_configuration() -> None:
     ours = SCHEMA["properties"]["config"]["properties"]
     # Where the operator runs, the chart knows without being told.
     assert {*ours, "networkPolicy", "metricsUrl"} == set(OperatorConfig.model_fields)
-    for part in ("engine", "router", "verifier", "trainer"):
+    for part in ("engine", "router", "activator", "verifier", "trainer"):
         model = OperatorConfig.model_fields[part].annotation
         assert model is not None
         assert set(ours[part]["properties"]) == set(model.model_fields)  # type: ignore[attr-defined]

@@ -31,6 +31,10 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
+{{- define "assay.image" -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end -}}
+
 {{/* The namespaces that the operator watches, as JSON; [] is all of them. Its own is always one:
 it watches its Lease there, by the same watches as everything else. */}}
 {{- define "assay.namespaces" -}}
@@ -41,6 +45,9 @@ it watches its Lease there, by the same watches as everything else. */}}
 {{/* The operator's configuration file: what the values say, and who may reach the pods it makes. */}}
 {{- define "assay.config" -}}
 {{- $config := deepCopy .Values.config -}}
+{{- if not $config.activator.image -}}
+{{- $_ := set $config.activator "image" (include "assay.image" .) -}}
+{{- end -}}
 {{- with .Values.networkPolicy.workloads -}}
 {{- if .enabled -}}
 {{- $pods := include "assay.selector" $ | fromYaml -}}
