@@ -15,22 +15,26 @@ from tests.kube import Json, Kube, wait_for
 
 CLIENT = "client"
 
-# Asks for short answers in a loop, several at a time, and writes a line for each. SGLang tells with
+# Asks for answers in a loop, several at a time, and writes a line for each. SGLang tells with
 # each answer which weights made it.
 _LOAD = """
 import json, sys, threading, time, urllib.request
 url, model, threads, pause = sys.argv[2], sys.argv[3], int(sys.argv[4]), float(sys.argv[5])
+tokens, whole = int(sys.argv[6]), sys.argv[7] == "True"
+patience = float(sys.argv[6])
 out, lock = open(sys.argv[1], "w", buffering=1), threading.Lock()
 def loop(number):
     count = 0
     while True:
         count += 1
-        body = {"model": model, "prompt": f"{number} {count} + 1 =", "max_tokens": 8}
+        body = {"model": model, "prompt": f"{number} {count} + 1 =", "max_tokens": tokens}
+        if whole:
+            body["ignore_eos"] = True
         request = urllib.request.Request(url + "/completions", json.dumps(body).encode(),
                                          {"Content-Type": "application/json"})
         began, error, version = time.time(), None, None
         try:
-            answer = json.load(urllib.request.urlopen(request, timeout=60))
+            answer = json.load(urllib.request.urlopen(request, timeout=patience))
             answer["choices"][0]
             version = (answer.get("metadata") or {}).get("weight_version")
         except Exception as problem:
@@ -207,11 +211,19 @@ class Load(Background):
         name: of the Service, and of the model.
         threads: requests at a time.
         pause: seconds from an answer to the same thread's next request.
+        patience: seconds after which a request that has no answer has failed.
     """
 
-    def __init__(self, kube: Kube, name: str, threads: int = 3, pause: float = 0.0) -> None:
+    def __init__(
+        self,
+        kube: Kube,
+        name: str,
+        threads: int = 3,
+        pause: float = 0.0,
+        patience: float = 60.0,
+    ) -> None:
         url = f"http://{name}.{kube.namespace}.svc/v1"
-        super().__init__(kube, "load", _LOAD, url, name, threads, pause)
+        super().__init__(kube, "load", _LOAD, url, name, threads, pause, patience)
 
     def versions(self) -> set[str]:
         """The weights that answered."""
