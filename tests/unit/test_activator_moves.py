@@ -114,12 +114,6 @@ def test_a_router_that_never_goes_holds_up_nothing_for_ever() -> None:
     assert step(replace(SERVING, wanted=0, before=stuck)).phase == "Away"
 
 
-def test_its_end_is_told_once() -> None:
-    gone = replace(SERVING, wanted=0, routers=0, routable=0, before=before("Closing"))
-    assert [event.reason for event in step(gone).events] == ["ScaledToZero"]
-    assert step(replace(gone, before=before("Away"))).events == ()
-
-
 @pytest.mark.parametrize("phase", ["Leaving", "Closing"])
 def test_a_request_that_comes_meanwhile_turns_it_back(phase: Phase) -> None:
     scene = replace(SERVING, before=before(phase, JUST_NOW))
@@ -164,6 +158,15 @@ def test_the_first_requests_wait_is_told_and_kept() -> None:
     assert (heard.as_status() or {})["firstRequestWaitSeconds"] == 12.3
     later = step(replace(SERVING, heard=Waiting(), before=Before("Serving", LONG_AGO, 12.3)))
     assert (later.as_status() or {})["firstRequestWaitSeconds"] == 12.3, "after its restart"
+
+
+def test_a_wake_is_told_once_with_its_wait() -> None:
+    waking = replace(SERVING, heard=Waiting(last_wake_s=31.24), before=before("Waking"))
+    (event,) = step(waking).events
+    assert (event.reason, "31.2 s" in event.message) == ("Woken", True)
+    assert step(replace(waking, routable=0)).events == (), "it may be looked at before it is ready"
+    assert step(replace(waking, before=Before("Serving", LONG_AGO, 31.2))).events == ()
+    assert step(replace(waking, before=Before("Waking", LONG_AGO, 31.2))).events == ()
 
 
 def test_what_activators_say_together() -> None:

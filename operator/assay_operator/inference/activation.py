@@ -154,7 +154,7 @@ class Move:
         service: what the Service points to.
         activator: whether the activator shall run.
         message: what is going on, for people.
-        wait_s: how long the first request of the last wake waited.
+        wait_s: how long the first request of the last wake waited, to a tenth of a second.
         events: what just happened.
         look: seconds until it is to be looked at again.
     """
@@ -181,7 +181,7 @@ class Move:
             "message": self.message,
         }
         if self.wait_s is not None:
-            told["firstRequestWaitSeconds"] = round(self.wait_s, 1)
+            told["firstRequestWaitSeconds"] = self.wait_s
         return told
 
 
@@ -258,8 +258,10 @@ def _move(
 ) -> Move:
     before, heard = scene.before, scene.heard
     same = before.phase == phase and before.since is not None
-    went = phase == "Away" and before.phase == "Closing"
-    wait = heard.last_wake_s if heard else None
+    last = heard.last_wake_s if heard else None
+    wait = before.wait_s if last is None else round(last, 1)
+    woken = phase == "Serving" and before.phase == "Waking" and wait != before.wait_s
+    told = f"A replica is routable; the first request waited {wait} s for it."
     return Move(
         phase=phase,
         since=before.since if same and before.since else scene.now,
@@ -268,8 +270,8 @@ def _move(
         service=service,
         activator=scene.enabled or service == "activator",
         message=message,
-        wait_s=before.wait_s if wait is None else wait,
-        events=(Event("ScaledToZero", message),) if went else (),
+        wait_s=wait,
+        events=(Event("Woken", told),) if woken else (),
         look=AT_REST_SECONDS if phase in {"Serving", "Away"} else LOOK_SECONDS,
     )
 
