@@ -1,7 +1,4 @@
-"""Replicas follow the load of a real service, by the operator itself and by a real HPA controller.
-
-To zero and back: test_zero.py.
-"""
+"""Replicas follow the load of a real service: by the operator itself, and by a real HPA."""
 
 from __future__ import annotations
 
@@ -40,8 +37,8 @@ def builtin(scaled: Kube) -> Iterator[Kube]:
     """The same, as it began, before and after a test that changes its spec."""
     yield scaled
     change(scaled, SCALING)
-    scaled.kubectl("scale", f"infsvc/{NAME}", "--replicas=1")
-    wait_scaling(scaled, "Scaling")
+    wait_for("driver builtin", lambda: status(scaled).get("driver") == "builtin", 60)
+    scaled.kubectl("scale", f"infsvc/{NAME}", f"--replicas={status(scaled)['specReplicas']}")
 
 
 def change(kube: Kube, scaling: Json) -> None:
