@@ -41,6 +41,8 @@ from tests.cluster.files import write_text
 
 OBJECTIVES = ("2000:150", "4000:250", "8000:500")
 STARTS = (10.0, 60.0, 300.0)
+SAME = ("stretch", "rate", "most", "route", "objective", "settle")
+"""Options whose outcomes are not to be mixed."""
 SAVE_S = 30.0
 Kept = dict[tuple[float, str], list[Outcome]]
 """Outcomes by start-up time and objective's name."""
@@ -48,7 +50,7 @@ Kept = dict[tuple[float, str], list[Outcome]]
 
 def main() -> int:
     options = _options()
-    same = {key: vars(options)[key] for key in ("stretch", "rate", "most", "route", "objective")}
+    same = {key: vars(options)[key] for key in SAME}
     same["trace"] = options.trace.name
     try:
         trace = stretched(read(options.trace), options.stretch)
@@ -61,7 +63,7 @@ def main() -> int:
     trace = multiplied(trace, options.rate, end / 2, end)
     world = World(fit.scaled(fit.fitted()), start_s=0.0, most=options.most, route=options.route)
     setups = {
-        start_s: Setup(trace, replace(world, start_s=start_s), end / 2, end)
+        start_s: Setup(trace, replace(world, start_s=start_s), options.settle, end / 2, end)
         for start_s in options.start
     }
     for setup in setups.values():
@@ -101,6 +103,9 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument(
         "--target", type=float, default=0.9, help="share within the objective that is tuned for"
+    )
+    parser.add_argument(
+        "--settle", type=float, default=600.0, help="seconds at the beginning that are not scored"
     )
     parser.add_argument("--stretch", type=float, default=1.0, help="times between requests")
     parser.add_argument("--rate", type=int, default=1, help="so many such services at once")

@@ -11,7 +11,7 @@ from itertools import product
 from benchmarks.autoscaling.ours import Ours
 from benchmarks.autoscaling.peers.aibrix import Apa
 from benchmarks.autoscaling.peers.bounds import Foresight, Static
-from benchmarks.autoscaling.peers.dynamo import CONSTANT, TREND, Planner
+from benchmarks.autoscaling.peers.dynamo import TREND, Planner
 from benchmarks.autoscaling.peers.knative import Kpa
 from benchmarks.autoscaling.peers.kubernetes import Hpa, Keda
 from benchmarks.autoscaling.policy import Objective, Policy
@@ -35,12 +35,14 @@ class Setup:
     Attributes:
         trace: in order of time.
         world: engines, start-up time and bounds.
+        settle: seconds; what comes before is not scored, since all begin with one replica.
         split: seconds; requests before it are for tuning, those from it on for judging.
         end: seconds; where GPU-hours cease to count.
     """
 
     trace: Trace
     world: World
+    settle: float
     split: float
     end: float
 
@@ -115,13 +117,10 @@ def _setting(name: str, make: Callable[..., Policy], **parameters: float) -> Set
 
 def _planners(world: World, objective: Objective) -> Iterator[Setting]:
     # Its one knob for safety is to be told of a tighter objective.
-    grid = product((30.0, 180.0), (CONSTANT, TREND), (False, True), (1.0, 0.5, 0.2))
-    for interval_s, smoothing, load, aim in grid:
+    for interval_s, load, aim in product((30.0, 60.0, 180.0), (False, True), (1.0, 0.4, 0.2, 0.1)):
         told = Objective(objective.name, aim * objective.ttft_s, aim * objective.itl_s)
-        make = partial(Planner, world.engine, told, interval_s, smoothing, load)
-        words = [f"interval_s={interval_s:g}", "trend" if smoothing == TREND else "constant"]
-        words += ["load"] if load else []
-        text = ", ".join([*words, f"objective={aim:g}"])
+        make = partial(Planner, world.engine, told, interval_s, TREND, load)
+        text = f"interval_s={interval_s:g}, objective={aim:g}{', load' if load else ''}"
         yield Setting("Dynamo planner", text, make, objective)
 
 
@@ -174,7 +173,7 @@ def _scored(
     found = []
     for objective in objectives:
         if setting.objective in {None, objective}:
-            tuned = score(run, objective, 0.0, setup.split, setting.first)
+            tuned = score(run, objective, setup.settle, setup.split, setting.first)
             judged = score(run, objective, setup.split, setup.end, setting.first)
             found.append((objective.name, Outcome(setting.policy, setting.text, tuned, judged)))
     return found

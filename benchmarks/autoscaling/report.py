@@ -158,8 +158,9 @@ def notes(setup: Setup, target: float, name: str) -> list[str]:
         f"{world.least} to {world.most} replicas, {world.route} router. GPU-hours run from asking "
         "for a replica until it has finished what it had.",
         f"Each policy has {GRID} settings. Tuning takes the cheapest that had {target:.0%} within "
-        "the objective on the first half of the trace or, where none had, the best. In the table "
-        "is the second half of a run over the whole trace.",
+        "the objective on the first half of the trace or, where none had, the best; the first "
+        f"{setup.settle / 60:.0f} minutes are not scored, since all begin with one replica, and "
+        "Assay knowing nothing. In the table is the second half of a run over the whole trace.",
         "Peers see fresh and exact metrics at every look, the planner knows the engine's times "
         "exactly, and Assay learns what it needs. static is a fixed number, tuned too; foresight "
         "knows the trace. Neither is a peer.",

@@ -44,7 +44,7 @@ def run(
         target: share of requests that must be within it where replicas are said to do.
     """
     for name, shape in SYNTHETIC.items():
-        setup = Setup(synthetic(name), world, split=0.0, end=shape.length_s)
+        setup = Setup(synthetic(name), world, settle=0.0, split=0.0, end=shape.length_s)
         wanted = {(one.policy, one.text) for one in chosen.values() if one.policy != STATIC}
         least = needed(setup.trace, world, objective, target)
         for setting in settings(setup, [objective]):

@@ -494,7 +494,7 @@ class TestOtherPeers:
 
 
 def test_all_policies_have_grids_of_one_size() -> None:
-    setup = compare.Setup(BURST, WORLD, 450.0, 900.0)
+    setup = compare.Setup(BURST, WORLD, 0.0, 450.0, 900.0)
     found = [setting.policy for setting in compare.settings(setup, [OBJECTIVE])]
     assert {name: found.count(name) for name in (compare.OURS, *compare.PEERS)} == dict.fromkeys(
         (compare.OURS, *compare.PEERS), compare.GRID
@@ -503,7 +503,7 @@ def test_all_policies_have_grids_of_one_size() -> None:
 
 
 def test_every_policy_serves_the_burst_and_the_rest() -> None:
-    setup = compare.Setup(BURST, WORLD, 450.0, 900.0)
+    setup = compare.Setup(BURST, WORLD, 0.0, 450.0, 900.0)
     tried: set[str] = set()
     for setting in compare.settings(setup, [OBJECTIVE]):
         if setting.policy not in tried:
