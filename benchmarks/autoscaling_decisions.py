@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from assay_operator.autoscaling.decision import Decision, decide
@@ -125,13 +126,12 @@ def main() -> int:
         say(f"round {number + 1} of {ROUNDS}")
         for each in fleet:
             sample = each.sample(LOOK_S, chance)
-            took, decision = timed(lambda each=each, sample=sample: each.decide(sample))
+            took, decision = timed(partial(each.decide, sample))
             decided.append(took)
-            took, _ = timed(lambda found=decision.findings: record(found))
-            told.append(took)
+            told.append(timed(partial(record, decision.findings))[0])
     sizes = [len(json.dumps(write(each.state), separators=(",", ":"))) for each in fleet]
     text = page()
-    read = [timed(lambda: engine_page(text))[0] for _ in range(200)]
+    read = [timed(partial(engine_page, text))[0] for _ in range(200)]
     mean = statistics.fmean(decided)
     rows = [
         Row(
@@ -143,8 +143,8 @@ def main() -> int:
         Row("a service's state in the status, median / largest", _sizes(sizes)),
     ]
     notes = [
-        f"{len(decided):,} decisions for {SERVICES:,} services, each with an hour of history; two thirds have objectives for "
-        "times, the others one for concurrency; up to 50 replicas.",
+        f"{len(decided):,} decisions for {SERVICES:,} services, each with an hour of history; two "
+        "thirds have objectives for times, the others one for concurrency; up to 50 replicas.",
         f"One every {LOOK_S:g} s for each service; a record and a status at most once a minute, "
         "unless the number changes.",
     ]
