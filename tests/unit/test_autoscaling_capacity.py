@@ -202,7 +202,7 @@ def test_an_engine_is_known_after_a_few_samples() -> None:
 @pytest.mark.parametrize("factor", [0.1, 10.0])
 def test_an_engine_far_from_what_was_assumed_is_known_as_soon(factor: float) -> None:
     far = Engine(0.03 * factor, 0.0005 * factor, 0.02 * factor, 1e-4 * factor)
-    known = taught(sample(far, rate / factor / 4) for rate in RATES * 2)
+    known = taught(sample(far, rate / factor / 4) for rate in RATES * 4)
     assert known.itl_s == pytest.approx(far.itl_s, rel=0.3)
     assert known.prompt_s(600) == pytest.approx(far.prompt_s(600), rel=0.3)
 
@@ -295,5 +295,7 @@ def test_a_few_late_ones_are_chance() -> None:
 
 
 def test_a_queue_says_nothing_against_the_model() -> None:
-    queue = [replace(spoilt(0.5), queued=40.0) for _ in range(10)]
-    assert taught(iter(queue)).correction == 1.0
+    late = spoilt(0.5)
+    assert late.measured
+    queue = replace(late, measured=replace(late.measured, queued=40.0))
+    assert taught(iter([queue] * 10)).correction == 1.0

@@ -21,7 +21,7 @@ KV_FULL = 0.95
 """SGLang admits no request that its KV memory may not hold; a little of it is never used."""
 _PRIOR_WEIGHT = 2.0
 """Samples that the assumed slope of a line counts as."""
-_PRIOR_HEIGHT = 0.05
+_PRIOR_HEIGHT = 0.5
 _RUNNING = 16.0
 """The number of running requests at which the assumed slope counts so."""
 _MANY_GAPS, _MANY_PROMPTS = 50.0, 5.0
@@ -60,10 +60,14 @@ def teaches(sample: Sample) -> bool:
     """Whether capacity may be learned from it.
 
     Not from cold replicas, which are not in `measured`, nor while others start or load weights and
-    take memory, disks and cores from them.
+    take memory, disks and cores from them. Nor from a queue: how long one is depends on what came
+    earlier, and while prompts wait, nothing is decoded.
     """
+    seen = sample.measured
     quiet = sample.starting == 0 and sample.away == 0 and not sample.rollout
-    return quiet and sample.seconds > 0 and bool(sample.measured and sample.measured.engines)
+    if seen is None or not quiet or sample.seconds <= 0:
+        return False
+    return 0 < seen.engines >= seen.queued and sample.held == 0
 
 
 def learn(learned: Learned, policy: Policy, sample: Sample) -> Learned:
@@ -75,7 +79,7 @@ def learn(learned: Learned, policy: Policy, sample: Sample) -> Learned:
     now = engine(learned, policy.prior)
     rate = seen.ttft.count / sample.seconds / seen.engines
     after = learned
-    if (first := seen.ttft.mean) is not None and first > 0 and seen.queued == 0:
+    if (first := seen.ttft.mean) is not None and first > 0:
         tokens = seen.prompt_tokens / seen.ttft.count
         # The mean time to the first token is x / (1 - r x) where prompts wait for each other as in
         # M/M/1; this is that solved for x.
@@ -112,14 +116,10 @@ def _running(seen: Measured, seconds: float, gap: float) -> float:
 
 
 def _correction(old: float, fade: float, policy: Policy, now: Engine, sample: Sample) -> float:
-    """Follows whether users wait longer, or shorter, than the model says of this very load.
-
-    Only where nobody waited in a queue: a burst that is over the replicas' heads says nothing
-    against the model.
-    """
+    """Follows whether users wait longer, or shorter, than the model says of this very load."""
     seen = sample.measured
     rested = 1 + (old - 1) * fade
-    if seen is None or seen.queued or sample.queued or sample.held:
+    if seen is None:
         return rested
     shares = [
         (share, math.sqrt(policy.attainment * (1 - policy.attainment) / felt.count))

@@ -74,6 +74,7 @@ class Needs:
         now: for what comes now, and to have the queue gone.
         soon: also for what will or may come before a replica that is asked for is there.
         keep: for that and the margin: so many have to stay.
+        later: likewise, for what the load rises to within a window.
         model: as `soon`, as if users had never waited longer than the model says.
         sudden: whether what came in the last seconds makes a burst.
         burst: whether there is or just was one; `now` answers it then.
@@ -82,6 +83,7 @@ class Needs:
     now: int
     soon: int
     keep: int
+    later: int
     model: int
     sudden: bool
     burst: bool
@@ -182,7 +184,7 @@ def decide(policy: Policy, state: State, sample: Sample) -> Decision:
         before=look.before,
         reason=verdict.reason,
         needed=needs.soon,
-        keep=needs.keep,
+        keep=needs.later,
         window_s=replace(look, state=after).window_s,
         startup_s=look.startup_s,
         demand=seen,
@@ -225,11 +227,13 @@ def _needs(look: Look) -> Needs:
     if burst:
         now = quick
     soon = needed(rate, now)
+    keep = needed(rate * (1 + policy.margin), soon)
     doubtless = replace(engine, correction=1.0)
     return Needs(
         now=now,
         soon=soon,
-        keep=needed(rate * (1 + policy.margin), soon),
+        keep=keep,
+        later=needed(max(rate, seen.later) * (1 + policy.margin), keep),
         model=soon if engine.correction <= 1 else needed(rate, by=doubtless),
         sudden=sudden,
         burst=burst,
@@ -310,11 +314,12 @@ def _silent(look: Look) -> bool:
 
 
 def _down(look: Look, needs: Needs) -> Verdict:
-    """Fewer, if fewer would have done at every moment of the window; at least one."""
+    """Fewer, if they would have done at every moment of the window and, where the load rises, will
+    do for another one; at least one."""
     before, least = look.before, max(1, look.policy.min)
     if not look.sample.known:
         return Verdict(before, "MetricsUnknown")
-    if needs.keep >= before or before <= least:
+    if needs.later >= before or before <= least:
         return Verdict(before, "Steady")
     if look.sample.rollout or look.sample.away:
         return Verdict(before, "RolloutUnderWay")
@@ -325,7 +330,7 @@ def _down(look: Look, needs: Needs) -> Verdict:
         return Verdict(before, "Stabilising")
     begin = look.step_begin
     lowest = min(begin - 1, math.ceil(begin * look.policy.down_factor))
-    wanted = max(peak, needs.keep, least, lowest)
+    wanted = max(peak, needs.later, least, lowest)
     return Verdict(wanted, "Quiet") if wanted < before else Verdict(before, "Stabilising")
 
 

@@ -22,7 +22,8 @@ _PARTS = 32
 _PROFILES = 4
 _TREND_S = (120.0, 600.0)
 _TREND_POINTS = 4
-_FORECAST_AT_MOST = 2.0
+_BACKLOG_AT_MOST = 0.5
+"""Times what comes now: a queue is gone later rather than with many replicas too many."""
 _SIGMAS = 2.0
 
 
@@ -33,7 +34,8 @@ class Demand:
     Attributes:
         level: requests/s over the usual window, None where none of it is known.
         fast: over the short window in which bursts show, likewise.
-        forecast: when a replica that is asked for now would be there.
+        forecast: when a replica that is asked for now would be there, if the rate goes on rising.
+        later: after a window of scale-downs, if it does.
         surge: what may come on top before that, as it did in the last hour, but no more than what
             came then at all.
         backlog: requests/s that it takes to have the queue gone in time.
@@ -47,6 +49,7 @@ class Demand:
     level: float | None
     fast: float | None
     forecast: float
+    later: float
     surge: float
     backlog: float
     waiting: float
@@ -76,6 +79,7 @@ def absorb(policy: Policy, state: State, sample: Sample) -> State:
     """The state with what a sample tells, before anything is decided from it."""
     clock = state.clock + sample.seconds
     load = (sample.running, sample.queued)
+    waiting = state.waiting if sample.queued is None else sample.queued + sample.held
     under_way = None if None in load else sum(each or 0.0 for each in load) + sample.held
     state = _started(replace(state, now=sample.now, clock=clock), sample)
     recent = _recent(policy, state, (sample.seconds, sample.arrivals, under_way))
@@ -85,7 +89,9 @@ def absorb(policy: Policy, state: State, sample: Sample) -> State:
         state,
         history=history,
         learned=_learned(policy, state, sample),
-        mix=_mix(state.mix, sample),
+        mix=_mix(state, sample),
+        waiting=waiting,
+        queue=clock if waiting > sample.ready else state.queue,
         active=_active(state, sample, under_way),
     )
     if len(history) > 1 and history[-1].seconds <= sample.seconds:
@@ -101,15 +107,19 @@ def demand(policy: Policy, state: State, sample: Sample) -> Demand:
     fast, _ = _rates(state, short)
     waiting = (sample.queued or 0.0) + sample.held
     known = max(level or 0.0, fast or 0.0)
+    ahead = startup(policy, state)
+    # The level is that of the middle of its window.
+    lag, window = up_window(policy, state) / 2, max(ahead, policy.down_window_s)
     # One that waits for its turn in an engine is no queue yet.
     queue = max(0.0, waiting - sample.ready)
-    backlog = min(queue / max(policy.drain_s, startup(policy, state)), known)
+    backlog = min(queue / max(policy.drain_s, ahead), _BACKLOG_AT_MOST * known)
     mix, prior = state.mix, policy.prior
     requests = mix.requests + _MIX_PRIOR
     return Demand(
         level=level,
         fast=fast,
-        forecast=_forecast(policy, state, level or 0.0, known),
+        forecast=_risen(level or 0.0, _slope(state, 2 * ahead, doubting=True), ahead + lag),
+        later=_risen(level or 0.0, _slope(state, window, doubting=False), window + lag),
         surge=max(0.0, min(state.rise, state.most - (level or 0.0))),
         backlog=backlog,
         waiting=waiting,
@@ -255,8 +265,14 @@ def _within(policy: Policy, sample: Sample) -> float | None:
 
 
 def _learned(policy: Policy, state: State, sample: Sample) -> dict[str, Learned]:
-    """With what the sample tells of this kind of engine, which comes last; few are kept."""
+    """With what the sample tells of this kind of engine, which comes last; few are kept.
+
+    After a queue engines are left alone for as long as after a start: what waited in it counts in
+    times that are told later.
+    """
     old = state.learned.get(policy.profile, Learned())
+    if state.queue is not None and state.clock - state.queue < policy.warmup_s:
+        return state.learned
     new = capacity.learn(old, policy, sample)
     if new is old:
         return state.learned
@@ -264,12 +280,20 @@ def _learned(policy: Policy, state: State, sample: Sample) -> dict[str, Learned]
     return dict([*others, (policy.profile, new)][-_PROFILES:])
 
 
-def _mix(mix: Mix, sample: Sample) -> Mix:
-    if not sample.known or sample.prompt_tokens is None or sample.output_tokens is None:
+def _mix(state: State, sample: Sample) -> Mix:
+    """With the tokens of a sample and the requests that came to their turn in it."""
+    mix = state.mix
+    if sample.arrivals is None or sample.queued is None:
+        return mix
+    if sample.silent or sample.prompt_tokens is None or sample.output_tokens is None:
+        return mix
+    begun = max(0.0, sample.arrivals + state.waiting - sample.queued - sample.held)
+    if not (begun or sample.prompt_tokens or sample.output_tokens):
+        # Silence says nothing of what requests are like, and a status is not written for it.
         return mix
     fade = math.exp(-sample.seconds / _MIX_S)
     return Mix(
-        requests=mix.requests * fade + (sample.arrivals or 0.0),
+        requests=mix.requests * fade + begun,
         prompt_tokens=mix.prompt_tokens * fade + sample.prompt_tokens,
         output_tokens=mix.output_tokens * fade + sample.output_tokens,
     )
@@ -287,14 +311,19 @@ def _rate(point: Point) -> float | None:
     return point.arrivals / known if known > 0 and known >= point.seconds / 2 else None
 
 
-def _forecast(policy: Policy, state: State, level: float, known: float) -> float:
-    """The rate when a replica that is asked for now would be there, if it goes on rising so.
+def _risen(level: float, slope: float, ahead: float) -> float:
+    """The rate after `ahead` seconds; nothing is believed to more than double meanwhile."""
+    return min(level + slope * ahead, 2 * level)
 
-    The slope is that of a line through the last points, if it is more than chance, and no more than
-    that of their second half or of those before the last: a step is no trend.
+
+def _slope(state: State, reach: float, *, doubting: bool) -> float:
+    """By how much the rate rose in the last `reach` seconds, in requests/s a second; 0 where it did
+    not, or no more than by chance.
+
+    It is that of a line through the points. Whoever doubts takes no more than that of their second
+    half or of those before the last: a step is no trend.
     """
-    ahead = startup(policy, state)
-    reach = min(max(2 * ahead, _TREND_S[0]), _TREND_S[1])
+    reach = min(max(reach, _TREND_S[0]), _TREND_S[1])
     points = [
         (point.start + point.seconds / 2, rate)
         for point in state.history
@@ -302,20 +331,19 @@ def _forecast(policy: Policy, state: State, level: float, known: float) -> float
         if (rate := _rate(point)) is not None
     ]
     if len(points) < _TREND_POINTS:
-        return level
-    slope, spread = _slope(points)
-    chance = _SIGMAS * math.sqrt(max(level, 1 / POINT_S) / POINT_S / spread)
+        return 0.0
+    slope, chance = _line(points)
     if slope <= chance:
-        return level
-    slope = min(slope, _slope(points[len(points) // 2 :])[0], _slope(points[:-1])[0])
-    # The level is that of the middle of its window.
-    lag = up_window(policy, state) / 2
-    return min(level + max(0.0, slope) * (ahead + lag), max(level, _FORECAST_AT_MOST * known))
+        return 0.0
+    if doubting:
+        slope = min(slope, _line(points[len(points) // 2 :])[0], _line(points[:-1])[0])
+    return max(0.0, slope)
 
 
-def _slope(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Of the line through the points, and the sum of the squares of their times."""
+def _line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The slope of the line through the points, and what it would be by chance at most."""
     middle = math.fsum(at for at, _ in points) / len(points)
     mean = math.fsum(rate for _, rate in points) / len(points)
     spread = math.fsum((at - middle) ** 2 for at, _ in points)
-    return math.fsum((at - middle) * (rate - mean) for at, rate in points) / spread, spread
+    slope = math.fsum((at - middle) * (rate - mean) for at, rate in points) / spread
+    return slope, _SIGMAS * math.sqrt(max(mean, 1 / POINT_S) / POINT_S / spread)

@@ -65,7 +65,7 @@ class Mix:
     """Sums over the requests of the last minutes, from which old ones fade.
 
     Attributes:
-        requests: how many came.
+        requests: how many came to their turn.
         prompt_tokens: computed for them.
         output_tokens: generated for them.
     """
@@ -133,6 +133,8 @@ class State:
         history: the last hour.
         learned: by profile.
         mix: what the requests are like.
+        waiting: how many waited at the last sample, as far as known.
+        queue: when there was a queue last, more than one request for a replica.
         startup_s: from wanting a replica until it is routable, None while none was seen.
         rise: by which the rate rises within a start-up, as it does usually; requests/s.
         most: to which it rises usually, requests/s.
@@ -152,6 +154,8 @@ class State:
     history: tuple[Point, ...] = ()
     learned: dict[str, Learned] = field(default_factory=dict)
     mix: Mix = Mix()
+    waiting: float = 0.0
+    queue: float | None = None
     startup_s: float | None = None
     rise: float = 0.0
     most: float = 0.0
