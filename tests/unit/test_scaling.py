@@ -257,7 +257,7 @@ class TestZero:
         ready = cluster.condition("Ready")
         assert (ready["status"], ready["reason"]) == ("True", "ScaledToZero")
         said = [event.partition(":")[0] for event in cluster.events if "Scaled" in event]
-        assert said == ["ScaledDown", "ScaledToZero"]
+        assert said == ["ScaledToZero"]
         assert not any(event.startswith("NotReady") for event in cluster.events)
 
     def test_the_first_request_brings_a_replica_back(self) -> None:
@@ -302,6 +302,42 @@ class TestZero:
         cluster.reconcile()
         ready = cluster.condition("Ready")
         assert (ready["status"], ready["reason"]) == ("False", "NoActivator")
+
+
+class TestOtherDrivers:
+    """What they read, and how soon. Their objects: test_drivers.py."""
+
+    def test_more_is_told_at_once_and_less_soon(self) -> None:
+        cluster = Scaled(lambda _: 4.0, {**SCALING, "driver": "hpa"})
+        cluster.live(60)
+        assert cluster.scaling["required"] == 1
+        cluster.load = lambda _: 36.0
+        cluster.live(30, until=lambda: cluster.scaling["required"] > 1)
+        assert cluster.scaling["required"] > 1 and cluster.deployed == 1
+        cluster.change(replicas=3)
+        cluster.live(5)
+        assert cluster.deployed == 3, "the number that the HPA wrote"
+        cluster.load = lambda _: 1.0
+        cluster.live(120, until=lambda: cluster.scaling["required"] == 1)
+        assert cluster.scaling["required"] == 1 and cluster.deployed == 3
+
+    def test_keda_may_take_the_last_replica_after_silence_and_brings_one_for_a_request(
+        self,
+    ) -> None:
+        cluster = Scaled(step(4, 0, 40, 9999), {**ZERO, "driver": "keda"})
+        cluster.live(200, until=lambda: cluster.scaling.get("required") == 0)
+        assert cluster.scaling["required"] == 0 and cluster.deployed == 1
+        cluster.change(replicas=0)
+        cluster.live(120, until=lambda: cluster.phase == "Away")
+        assert cluster.deployed == 0
+        cluster.held = 1
+        cluster.advance(1)
+        cluster.look()
+        cluster.reconcile()
+        assert cluster.scaling["required"] == 1
+        cluster.change(replicas=1)
+        cluster.reconcile()
+        assert (cluster.deployed, cluster.phase) == (1, "Waking")
 
 
 class TestConditions:

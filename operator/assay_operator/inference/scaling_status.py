@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from assay_operator.api.inference_service import InferenceServiceSpec
+from assay_operator.autoscaling.decision import Decision
 from assay_operator.autoscaling.record import record
 from assay_operator.autoscaling.state import State, read, write
 from assay_operator.conditions import Verdict, by_type, stamp
@@ -101,18 +102,31 @@ def due(status: Json, spec: InferenceServiceSpec, seen: Seen, now: datetime) -> 
         ("unknownSince" in old) != (seen.unknown_s >= UNKNOWN_SECONDS),
     )
     age = (now - time).total_seconds()
-    if any(changed) or (not decides(spec) and _for_others(old, decision.required, age)):
+    if any(changed) or (not decides(spec) and _for_others(old, required(decision), age)):
         return True
     if 0 <= age < WRITE_SECONDS:
         return False
-    made = record(decision.findings)
+    made = _record(decision)
     return any(old.get(name) != made.get(name) for name in _SHOWN)
 
 
-def _for_others(old: Json, required: int | None, age: float) -> bool:
+def required(decision: Decision) -> int | None:
+    """Replicas that the load requires; none where it was silent for long enough."""
+    return decision.required if decision.replicas else 0
+
+
+def _for_others(old: Json, number: int | None, age: float) -> bool:
     """Whether another driver has to know: of more at once, of less, or of nothing, soon."""
     before = old.get("required")
-    return before != required and (age >= FALL_SECONDS or (required or 0) > (before or 0))
+    return before != number and (age >= FALL_SECONDS or (number or 0) > (before or 0))
+
+
+def _record(decision: Decision) -> Json:
+    """The decision in words and numbers, as the status has it."""
+    told = record(decision.findings)
+    del told["before"]
+    number = required(decision)
+    return told if number is None else {**told, "required": number}
 
 
 def remembered(status: Json) -> State:
@@ -138,8 +152,7 @@ def _baseline(old: Json, spec: InferenceServiceSpec, number: int) -> Json:
 
 def _decided(made: Json, old: Json, seen: Seen, now: datetime) -> Json:
     decision = seen.decision
-    told = record(decision.findings)
-    del told["before"]
+    told = _record(decision)
     kept: Json = {name: made[name] for name in ("driver", "specReplicas", "others") if name in made}
     moved = old.get("replicas") not in {None, decision.replicas}
     scaled = stamp(now) if moved else old.get("scaled")
@@ -247,9 +260,10 @@ def _moved(before: int, after: int, made: Json) -> tuple[Event, ...]:
     if before == after:
         return ()
     told = made.get("message") or f"{before} -> {after}"
-    if before == 0:
-        return (Event("ScaledFromZero", told),)
-    return (Event("ScaledUp" if after > before else "ScaledDown", told),)
+    reason = "ScaledUp" if after > before else "ScaledDown"
+    if 0 in (before, after):
+        reason = "ScaledToZero" if before else "ScaledFromZero"
+    return (Event(reason, told),)
 
 
 def _warnings(before: Mapping[str, Json], verdicts: Mapping[str, Verdict]) -> tuple[Event, ...]:

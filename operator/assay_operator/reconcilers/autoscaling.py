@@ -44,7 +44,7 @@ from assay_operator.inference.scaling import (
     rests,
     standing,
 )
-from assay_operator.inference.scaling_status import due, remembered
+from assay_operator.inference.scaling_status import due, remembered, required
 from assay_operator.plan import Json
 from assay_operator.reconcilers.shell import of_component
 from assay_operator.sglang.activators import Activators
@@ -244,7 +244,7 @@ def _count(key: Key, decision: Decision, written: bool) -> None:
     """Tells Prometheus; what takes longer to work out only as often as the status."""
     tell = partial(telemetry.tell_of_service, namespace=key.namespace, service=key.name)
     tell(telemetry.REPLICAS_WANTED, value=decision.replicas)
-    tell(telemetry.REPLICAS_REQUIRED, value=decision.required)
+    tell(telemetry.REPLICAS_REQUIRED, value=required(decision))
     telemetry.DECISIONS.labels(decision.reason).inc()
     found = decision.findings
     if written and found.goals.is_of_times:
