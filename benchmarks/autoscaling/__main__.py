@@ -74,8 +74,8 @@ def main() -> int:
         for objective in objectives
         for outcomes in [kept[start_s, objective.name]]
     ]
-    for row in map(report.verdict, cases):
-        print(f"{row.name}: {row.value} ({'met' if row.met else 'missed'})")
+    for row in (*map(report.verdict, cases), *map(report.hindsight, cases)):
+        print(f"{row.name}: {row.value}{'' if row.met else ' (missed)'}")
     if options.table:
         middle = cases[len(cases) // 2]
         _table(options, cases, middle, setups[middle.start_s], same)
@@ -202,6 +202,7 @@ def _table(
     rows: list[Row] = [
         *report.calibration(fit.fitted()),
         *map(report.verdict, cases),
+        *map(report.hindsight, cases),
         *(row for case in cases for row in report.policies(case)),
         *report.shapes(shaped),
     ]

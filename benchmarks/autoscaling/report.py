@@ -16,6 +16,8 @@ from benchmarks.common import Json, Row
 
 SAVED = 0.2
 """The goal: so much less than the best peer's GPU-hours, for at least its share."""
+SHARES = (0.9, 0.95, 0.98)
+"""Within the objective, at which settings are compared in hindsight."""
 CLOSE = 0.05
 MOST_REVERSALS = 1
 MOST_OVERSHOOT = 1.5
@@ -98,6 +100,26 @@ def verdict(case: Case) -> Row:
         f"at least the best peer's share, {SAVED:.0%} fewer GPU-hours",
         ours.attained >= best.attained and saved >= SAVED,
     )
+
+
+def hindsight(case: Case) -> Row:
+    """What the cheapest setting would have cost, had one known which it is."""
+    parts = []
+    for share in SHARES:
+        ours = _cheapest(case, [OURS], share)
+        peer = _cheapest(case, PEERS, share)
+        name = f" ({peer.policy})" if peer else ""
+        parts.append(f"{share:.0%}: {_hours(ours)}, peers {_hours(peer)}{name}")
+    return Row(f"{case.title}: GPU-hours of the best setting in hindsight", "; ".join(parts))
+
+
+def _cheapest(case: Case, names: Sequence[str], share: float) -> Outcome | None:
+    good = [one for one in case.outcomes if one.policy in names and one.judged.attained >= share]
+    return min(good, key=lambda one: one.judged.gpu_hours, default=None)
+
+
+def _hours(one: Outcome | None) -> str:
+    return f"{one.judged.gpu_hours:.2f}" if one else "none"
 
 
 def policies(case: Case) -> list[Row]:
