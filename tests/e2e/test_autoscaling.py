@@ -15,7 +15,7 @@ from tests.kube import Json, Kube, wait_for
 
 NAME = "scaled"
 SCALING: Json = {"min": 1, "max": 3, "objectives": {"concurrency": 4}}
-UP_SECONDS = 300
+UP_SECONDS = 480
 """For two more engines on two cores, which the first one keeps busy."""
 DOWN_SECONDS = 900
 """Five quiet minutes, and one more for each step."""

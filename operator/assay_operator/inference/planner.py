@@ -23,14 +23,13 @@ from assay_operator.inference.drivers import driver_objects
 from assay_operator.inference.memory import Memory, Notes, kept, recall, with_notes
 from assay_operator.inference.objects import (
     FINISH_SECONDS,
-    WORKERS_ANNOTATION,
     Identity,
     Layout,
     engine_template,
     fingerprint,
     workers_document,
 )
-from assay_operator.inference.observation import Observation, is_terminating
+from assay_operator.inference.observation import Observation
 from assay_operator.inference.places import (
     additions,
     layout_for,
@@ -42,8 +41,8 @@ from assay_operator.inference.profiles import EngineProfile, UnsupportedProfile,
 from assay_operator.inference.replicas import (
     Fleet,
     Membership,
-    annotation,
     membership,
+    nudges,
 )
 from assay_operator.inference.results import JobResult
 from assay_operator.inference.rollout import step
@@ -54,7 +53,7 @@ from assay_operator.inference.scaling_status import Told, tell
 from assay_operator.inference.targets import Choice, choose, suite_missing
 from assay_operator.inference.targets_case import digest_of
 from assay_operator.inference.trials import Trial, results, scores, trial_objects
-from assay_operator.plan import Action, Annotate, Json, Load, Plan, Restart
+from assay_operator.plan import Action, Json, Load, Plan, Restart
 
 SETTLED_SECONDS = 30.0
 """How often a service in order is looked at: nothing tells us that an engine stopped answering."""
@@ -195,7 +194,7 @@ class _Planner:
                 *report.events(self.old, status),
             ),
             actions=(
-                *_nudges(self.observation, fingerprint(document)),
+                *nudges(self.observation, fingerprint(document)),
                 *self._actions(made, rollout, free),
             ),
             next_look=min(
@@ -362,15 +361,3 @@ class _Planner:
         if not noted or made.actions:
             looks.append(made.next_look)
         return min(looks)
-
-
-def _nudges(observation: Observation, document: str) -> tuple[Annotate, ...]:
-    """A changed annotation makes the kubelet refresh the router's ConfigMap volume at once.
-
-    Without it the refresh was measured to take 67 s, with it 0.3 to 0.8 s.
-    """
-    return tuple(
-        Annotate(pod["metadata"]["name"], WORKERS_ANNOTATION, document)
-        for pod in observation.routers
-        if not is_terminating(pod) and annotation(pod, WORKERS_ANNOTATION) != document
-    )

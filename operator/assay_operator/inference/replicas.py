@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from assay_operator.inference.failures import Failure, pod_failure
-from assay_operator.inference.objects import VERSION_ANNOTATION, WORKERS_FILE, Identity
+from assay_operator.inference.objects import (
+    VERSION_ANNOTATION,
+    WORKERS_ANNOTATION,
+    WORKERS_FILE,
+    Identity,
+)
 from assay_operator.inference.observation import (
     Observation,
     Probe,
@@ -21,7 +26,7 @@ from assay_operator.inference.observation import (
 from assay_operator.inference.places import provides, really
 from assay_operator.inference.results import ENGINE
 from assay_operator.inference.rollout_world import Replica, Step, Target
-from assay_operator.plan import Json, Ref
+from assay_operator.plan import Annotate, Json, Ref
 
 ROUTED_SECONDS = 3
 """From a router pod's readiness until every node's kube-proxy sends the Service's requests there.
@@ -190,3 +195,15 @@ def _workers(observation: Observation, identity: Identity) -> frozenset[str]:
     if not document:
         return frozenset()
     return frozenset(worker["url"] for worker in json.loads(document)["workers"])
+
+
+def nudges(observation: Observation, document: str) -> tuple[Annotate, ...]:
+    """A changed annotation makes the kubelet refresh the router's ConfigMap volume at once.
+
+    Without it the refresh was measured to take 67 s, with it 0.3 to 0.8 s.
+    """
+    return tuple(
+        Annotate(pod["metadata"]["name"], WORKERS_ANNOTATION, document)
+        for pod in observation.routers
+        if not is_terminating(pod) and annotation(pod, WORKERS_ANNOTATION) != document
+    )

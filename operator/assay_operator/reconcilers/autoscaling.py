@@ -27,6 +27,7 @@ from assay_operator.autoscaling.model import Policy
 from assay_operator.autoscaling.queueing import Load, bearable
 from assay_operator.autoscaling.signals import Scan, engine_page, quiet, router_page, sample
 from assay_operator.autoscaling.state import State
+from assay_operator.cluster.client import jittered
 from assay_operator.cluster.view import Key, View
 from assay_operator.inference.observation import (
     ENGINE_PORT,
@@ -163,7 +164,7 @@ class Scalers:
         while self._watched.get(key) is watched:
             await self._turn(key, watched)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(watched.pause):
+                async with asyncio.timeout(jittered(watched.pause)):
                     await watched.bell.wait()
             watched.bell.clear()
 
