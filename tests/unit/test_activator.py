@@ -185,6 +185,25 @@ async def test_an_answer_is_streamed_as_it_is_made(awake: World) -> None:
         assert await answer.content.read() == b"\ndata: 2\n\n"
 
 
+async def test_who_is_being_answered_waits_no_more_and_keeps_no_memory(awake: World) -> None:
+    more = asyncio.Event()
+
+    async def stream(request: web.BaseRequest) -> web.StreamResponse:
+        await request.read()
+        made = web.StreamResponse()
+        await made.prepare(request)
+        await made.write(b"first")
+        await more.wait()
+        return made
+
+    awake.router.answer = stream
+    async with awake.session.post(awake.url + CHAT, data=b"{}") as answer:
+        assert await answer.content.readexactly(5) == b"first"
+        assert (awake.proxy.hall.held, awake.proxy.hall.size) == (0, 0)
+        more.set()
+        await answer.read()
+
+
 async def test_a_long_upload_is_handed_on_as_it_comes(
     awake: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,10 +241,26 @@ async def test_a_long_upload_of_known_length_keeps_its_length(
     assert dict(seen.headers)["Content-Length"] == "500000"
 
 
+async def test_a_long_upload_that_has_passed_through_cannot_be_sent_again(
+    awake: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bodies, "MOST", 10)
+    asked = []
+
+    async def lose(request: web.BaseRequest) -> web.Response:
+        asked.append(await request.read())
+        return says(503, "no_available_workers")
+
+    awake.router.answer = lose
+    reply = await awake.post(data=b"x" * 500_000)
+    assert (reply.status, reply.error["code"]) == (503, "no_available_workers")
+    assert asked == [b"x" * 500_000]
+
+
 async def test_a_request_arrives_as_it_was_sent(awake: World) -> None:
     path, packed = f"{CHAT}/%2Fa%20b?x=%26&y=1&x=2", gzip.compress(b"{}")
     headers = [
-        ("Authorization", "Bearer secret"),
+        ("Authorization", f"Bearer {'secret' * 5000}"),
         ("Content-Encoding", "gzip"),
         ("X-Twice", "1"),
         ("X-Twice", "2"),

@@ -16,10 +16,9 @@ from assay_operator.inference.activation import (
     Move,
     Phase,
     Scene,
-    Waiting,
+    last_wake,
     read,
     step,
-    waiting,
 )
 from tests.unit.worlds import NOW
 
@@ -154,14 +153,14 @@ def test_the_status_is_all_that_the_next_operator_needs(phase: Phase) -> None:
 
 
 def test_the_first_requests_wait_is_told_and_kept() -> None:
-    heard = step(replace(SERVING, heard=Waiting(last_wake_s=12.34)))
+    heard = step(replace(SERVING, wait_s=12.34))
     assert (heard.as_status() or {})["firstRequestWaitSeconds"] == 12.3
-    later = step(replace(SERVING, heard=Waiting(), before=Before("Serving", LONG_AGO, 12.3)))
+    later = step(replace(SERVING, before=Before("Serving", LONG_AGO, 12.3)))
     assert (later.as_status() or {})["firstRequestWaitSeconds"] == 12.3, "after its restart"
 
 
 def test_a_wake_is_told_once_with_its_wait() -> None:
-    waking = replace(SERVING, heard=Waiting(last_wake_s=31.24), before=before("Waking"))
+    waking = replace(SERVING, wait_s=31.24, before=before("Waking"))
     (event,) = step(waking).events
     assert (event.reason, "31.2 s" in event.message) == ("Woken", True)
     assert step(replace(waking, routable=0)).events == (), "it may be looked at before it is ready"
@@ -169,17 +168,11 @@ def test_a_wake_is_told_once_with_its_wait() -> None:
     assert step(replace(waking, before=Before("Waking", LONG_AGO, 31.2))).events == ()
 
 
-def test_what_activators_say_together() -> None:
-    one = {"held": 2, "oldestWaitSeconds": 5.0, "requests": 7, "lastWakeSeconds": None}
-    other = {"held": 1, "oldestWaitSeconds": 9.0, "requests": 3, "lastWakeSeconds": 4.0}
-    assert waiting([one, other]) == Waiting(3, 9.0, 10, 4.0)
-    assert waiting([one]) == Waiting(2, 5.0, 7, None)
-
-
-def test_silence_is_unknown_and_not_nothing() -> None:
-    one = {"held": 0, "oldestWaitSeconds": 0.0, "requests": 0, "lastWakeSeconds": None}
-    assert waiting([]) is None
-    assert waiting([one, None]) is None
+def test_of_several_activators_the_longest_wait_counts() -> None:
+    """While one takes the place of another, both answer; or neither, or only the new one."""
+    assert last_wake([{"lastWakeSeconds": 3.0}, {"lastWakeSeconds": 4.0}, None]) == 4.0
+    assert last_wake([{"lastWakeSeconds": None}, None]) is None
+    assert last_wake([]) is None
 
 
 # --- any course of events -------------------------------------------------------------------

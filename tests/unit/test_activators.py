@@ -11,7 +11,6 @@ from aiohttp import web
 
 from assay_operator.activator import door
 from assay_operator.cluster.view import Key
-from assay_operator.inference.activation import Waiting, waiting
 from assay_operator.plan import OWNER_LABEL, Json
 from assay_operator.sglang import activators as module
 from assay_operator.sglang.activators import Activators
@@ -65,17 +64,18 @@ async def operator() -> AsyncIterator[Heard]:
 
 
 async def test_what_waits_is_heard_of(at_zero: World, operator: Heard) -> None:
-    assert waiting(await operator.activators.ask([pod()])) == Waiting()
+    async def told() -> tuple[int, bool]:
+        (answer,) = await operator.activators.ask([pod()])
+        assert answer is not None
+        return answer["held"], answer["lastWakeSeconds"] is not None
+
+    assert await told() == (0, False)
     first = at_zero.post()
     await at_zero.held(1)
-    heard = waiting(await operator.activators.ask([pod()]))
-    assert heard is not None
-    assert (heard.held, heard.requests, heard.last_wake_s) == (1, 1, None)
+    assert await told() == (1, False)
     at_zero.router.workers = True
     await first
-    heard = waiting(await operator.activators.ask([pod()]))
-    assert heard is not None
-    assert heard.held == 0 and heard.last_wake_s is not None
+    assert await told() == (0, True)
 
 
 async def test_the_first_request_wakes_its_service_at_once(at_zero: World, operator: Heard) -> None:

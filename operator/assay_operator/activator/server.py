@@ -19,6 +19,8 @@ LONGEST_LOOK = 120.0
 REFUSING_SECONDS = 5.0
 """So long before the end those that wait are told to ask again."""
 
+_LONGEST_LINE = 64 << 10
+
 log = logging.getLogger(__name__)
 
 
@@ -45,6 +47,9 @@ def front(proxy: Proxy) -> web.ServerRunner:
         handler_cancellation=True,
         auto_decompress=False,
         access_log=None,
+        # As long as a router takes them; aiohttp's own bound is 8 KB.
+        max_line_size=_LONGEST_LINE,
+        max_field_size=_LONGEST_LINE,
     )
     return web.ServerRunner(server, access_log=None)
 

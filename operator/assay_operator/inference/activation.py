@@ -13,22 +13,8 @@ requests until a replica is routable. It is in the path only while the Service p
 Leaving and Closing turn back at once where replicas are wanted again, so a request that arrives
 while the last replica is about to go finds that replica, or waits at the activator for the next.
 
-How a planner uses it, in one pass:
-
-    heard = waiting(ANSWERS)                # of the activators' pods: `Activators.ask`, sglang/
-    sample = Sample(held=heard.held if heard else 0, arrivals=those of routers + heard.requests...)
-    decision = decide(policy, state, sample)
-    move = step(Scene(wanted=decision.replicas, heard=heard, before=read(status.get("activation"))))
-    desired(..., move=move)
-    status["activation"] = move.as_status()      # None for a service without an activator
-    next_look = min(..., move.look)
-
 At zero nobody has to look every second, which a thousand services would not bear: the shell keeps
 one long question open at each activator (`Activators.attend`), whose answer wakes the actor.
-
-What a sample has to say meanwhile: an engine that the kubelet finds ready is not `starting` while
-`before.phase` is Leaving or Closing. It is no loading pod, though no router lists it any more;
-taken for one it would call the service back for ever.
 """
 
 from __future__ import annotations
@@ -58,42 +44,14 @@ _CHANGING = "No replica is wanted, but weights are being changed."
 _NO_ACTIVATOR = "No replica is wanted, but no activator is ready to take the requests."
 
 
-@dataclass(frozen=True)
-class Waiting:
-    """What a service's activators say.
-
-    Attributes:
-        held: requests that wait for a replica now.
-        oldest_s: how long the one has waited that waits longest; 0 where none waits.
-        requests: that came since their processes began, those refused included; what merely asks
-            about the server is none.
-        last_wake_s: how long the first request had waited when requests were last let through
-            after a wait; None before that.
-    """
-
-    held: int = 0
-    oldest_s: float = 0.0
-    requests: int = 0
-    last_wake_s: float | None = None
-
-
-def waiting(answers: Iterable[Json | None]) -> Waiting | None:
-    """What all activators of a service say together; None where there is none, or one is silent.
+def last_wake(answers: Iterable[Json | None]) -> float | None:
+    """How long the first request had waited when requests were last let through after a wait.
 
     Args:
-        answers: what each of its pods answers to `GET /status`, None where it does not.
+        answers: what each of a service's activators says, as `Activators.ask` has it.
     """
-    found = list(answers)
-    heard = [answer for answer in found if answer is not None]
-    if not found or len(heard) < len(found):
-        return None
-    wakes = [answer["lastWakeSeconds"] for answer in heard if answer["lastWakeSeconds"] is not None]
-    return Waiting(
-        held=sum(answer["held"] for answer in heard),
-        oldest_s=max(answer["oldestWaitSeconds"] for answer in heard),
-        requests=sum(answer["requests"] for answer in heard),
-        last_wake_s=max(wakes, default=None),
-    )
+    waits = [answer["lastWakeSeconds"] for answer in answers if answer]
+    return max((wait for wait in waits if wait is not None), default=None)
 
 
 @dataclass(frozen=True)
@@ -124,7 +82,7 @@ class Scene:
         activators: activator pods that are ready.
         quiet: whether routers and engines had nothing under way in this pass and got nothing since
             the one before; None where one of them does not say.
-        heard: what the activators say.
+        wait_s: how long the first request waited, as the activators say; None where they do not.
         before: what the last pass left.
     """
 
@@ -138,7 +96,7 @@ class Scene:
     routers: int = 0
     activators: int = 0
     quiet: bool | None = None
-    heard: Waiting | None = None
+    wait_s: float | None = None
     before: Before = Before()
 
 
@@ -256,10 +214,9 @@ def _move(
     routers: bool = True,
     service: Component = "router",
 ) -> Move:
-    before, heard = scene.before, scene.heard
+    before = scene.before
     same = before.phase == phase and before.since is not None
-    last = heard.last_wake_s if heard else None
-    wait = before.wait_s if last is None else round(last, 1)
+    wait = before.wait_s if scene.wait_s is None else round(scene.wait_s, 1)
     woken = phase == "Serving" and before.phase == "Waking" and wait != before.wait_s
     told = f"A replica is routable; the first request waited {wait} s for it."
     return Move(

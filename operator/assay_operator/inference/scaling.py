@@ -241,7 +241,6 @@ def scene(
     status = observation.service.get("status") or {}
     rollout = recall(status).rollout
     pods = [pod for pod in observation.engines if not is_terminating(pod)]
-    heard = activation.waiting(observation.seen.answers) if observation.seen else None
     return activation.Scene(
         now=now,
         enabled=may_rest(spec),
@@ -253,6 +252,6 @@ def scene(
         routers=len(observation.routers),
         activators=sum(is_ready(pod) for pod in observation.activators),
         quiet=observation.seen.quiet if observation.seen else None,
-        heard=heard,
+        wait_s=activation.last_wake(observation.seen.answers) if observation.seen else None,
         before=activation.read(status.get("activation")),
     )
