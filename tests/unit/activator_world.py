@@ -61,7 +61,12 @@ class Router:
     _runner: web.ServerRunner | None = None
 
     async def start(self) -> None:
-        server = web.Server(self._handle, handler_cancellation=True, auto_decompress=False)
+        server = web.Server(
+            self._handle,
+            handler_cancellation=True,
+            auto_decompress=False,
+            max_field_size=1 << 16,
+        )
         self._runner = web.ServerRunner(server, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
