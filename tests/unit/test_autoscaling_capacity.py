@@ -118,14 +118,14 @@ def test_more_replicas_are_never_worse() -> None:
 
 
 def test_a_large_service_needs_less_in_proportion_than_a_small_one() -> None:
-    planned = goals(POLICY, ENGINE, LOAD)
+    planned = goals(POLICY, idle(ENGINE, LOAD, POLICY.attainment))
     small = needed(planned, ENGINE, replace(LOAD, rate=6.0), 1, 100)
     large = needed(planned, ENGINE, replace(LOAD, rate=120.0), 1, 100)
     assert large < 20 * small
 
 
 def test_the_number_needed_is_the_least_that_is_enough() -> None:
-    planned = goals(POLICY, ENGINE, LOAD)
+    planned = goals(POLICY, idle(ENGINE, LOAD, POLICY.attainment))
     for rate in (0.0, 1.0, 7.0, 33.0, 150.0):
         load = replace(LOAD, rate=rate)
         number = needed(planned, ENGINE, load, 1, 100)
@@ -135,7 +135,7 @@ def test_the_number_needed_is_the_least_that_is_enough() -> None:
 
 
 def test_what_can_be_borne_is_where_the_number_changes() -> None:
-    planned = goals(POLICY, ENGINE, LOAD)
+    planned = goals(POLICY, idle(ENGINE, LOAD, POLICY.attainment))
     most = LOAD.rate * bearable(planned, ENGINE, LOAD, 4)
     assert needed(planned, ENGINE, replace(LOAD, rate=0.98 * most), 1, 100) <= 4
     assert needed(planned, ENGINE, replace(LOAD, rate=1.03 * most), 1, 100) == 5

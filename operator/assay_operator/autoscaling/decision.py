@@ -118,9 +118,8 @@ class Look:
 
     @property
     def window_s(self) -> float:
-        """For how long fewer must have been enough: at least as long as it takes to regret it."""
-        seconds = max(self.policy.down_window_s, self.startup_s) * self.state.caution
-        return min(seconds, _LONGEST_WINDOW_S)
+        """For how long fewer must have been enough."""
+        return _window(self.policy, self.state)
 
     @property
     def bounded(self) -> int:
@@ -164,6 +163,7 @@ def decide(policy: Policy, state: State, sample: Sample) -> Decision:
     engine = capacity.engine(state.learned.get(policy.profile, Learned()), policy.prior)
     seen = demand(policy, state, sample)
     load = _load(seen, seen.level or 0.0)
+    best = queueing.idle(engine, load, policy.attainment)
     existing = sample.ready + sample.starting + sample.away
     look = Look(
         policy=policy,
@@ -171,7 +171,7 @@ def decide(policy: Policy, state: State, sample: Sample) -> Decision:
         sample=sample,
         demand=seen,
         engine=engine,
-        goals=queueing.goals(policy, engine, load),
+        goals=queueing.goals(policy, best),
         before=existing if state.replicas is None else state.replicas,
     )
     needs = _needs(look)
@@ -185,7 +185,7 @@ def decide(policy: Policy, state: State, sample: Sample) -> Decision:
         reason=verdict.reason,
         needed=needs.soon,
         keep=needs.later,
-        window_s=replace(look, state=after).window_s,
+        window_s=_window(policy, after),
         startup_s=look.startup_s,
         demand=seen,
         load=_load(seen, _soon(seen)),
@@ -197,9 +197,15 @@ def decide(policy: Policy, state: State, sample: Sample) -> Decision:
         state=after,
         reason=verdict.reason,
         required=None if seen.level is None else needs.soon,
-        unreachable=unreachable(policy, engine, load),
+        unreachable=unreachable(policy, engine, load, best),
         findings=found,
     )
+
+
+def _window(policy: Policy, state: State) -> float:
+    """Of scale-downs, in seconds: at least as long as it takes to regret one."""
+    seconds = max(policy.down_window_s, startup(policy, state)) * state.caution
+    return min(seconds, _LONGEST_WINDOW_S)
 
 
 def _load(seen: Demand, rate: float) -> Load:
@@ -228,13 +234,15 @@ def _needs(look: Look) -> Needs:
         now = quick
     soon = needed(rate, now)
     keep = needed(rate * (1 + policy.margin), soon)
-    doubtless = replace(engine, correction=1.0)
+    model = soon
+    if engine.correction > 1:
+        model = needed(rate, by=replace(engine, correction=1.0))
     return Needs(
         now=now,
         soon=soon,
         keep=keep,
         later=needed(max(rate, seen.later) * (1 + policy.margin), keep),
-        model=soon if engine.correction <= 1 else needed(rate, by=doubtless),
+        model=model,
         sudden=sudden,
         burst=burst,
     )

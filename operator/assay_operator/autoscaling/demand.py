@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from assay_operator.autoscaling import capacity
 from assay_operator.autoscaling.model import Policy, Sample
@@ -142,17 +143,21 @@ def usual(policy: Policy, state: State) -> tuple[float, float]:
         return 0.0, 0.0
     ahead = max(1, math.ceil(startup(policy, state) / POINT_S))
     points = [point for point in state.history[:-1] if point.unknown < point.seconds / 2]
-    rises: list[tuple[float, float]] = []
-    for at in range(len(points) - ahead):
-        level = points[at].level
-        after = points[at + 1 : at + 1 + ahead]
-        chance = _SIGMAS * math.sqrt(level / policy.peak_window_s)
-        highest = max(point.peak for point in after)
-        rises.append((highest - level - chance, math.fsum(point.arrivals for point in after)))
-    if len(rises) < _TREND_POINTS:
+    if len(points) < ahead + _TREND_POINTS:
         return 0.0, 0.0
-    peaks = [(point.peak, point.arrivals) for point in points]
-    return _quantile(policy.surge_quantile, rises), _quantile(policy.surge_quantile, peaks)
+    peaks = [point.peak for point in points]
+    came = [0.0, *accumulate(point.arrivals for point in points)]
+    rises = [
+        (
+            max(peaks[at : at + ahead])
+            - before.level
+            - _SIGMAS * math.sqrt(before.level / policy.peak_window_s),
+            came[at + ahead] - came[at],
+        )
+        for at, before in enumerate(points[: len(points) - ahead], start=1)
+    ]
+    high = [(point.peak, point.arrivals) for point in points]
+    return _quantile(policy.surge_quantile, rises), _quantile(policy.surge_quantile, high)
 
 
 def _quantile(share: float, weighted: list[tuple[float, float]]) -> float:
@@ -167,18 +172,19 @@ def _quantile(share: float, weighted: list[tuple[float, float]]) -> float:
 
 def _started(state: State, sample: Sample) -> State:
     """What is known of replicas that start: since when, and how long it took."""
+    if not state.pending and not sample.starting and state.starting is None:
+        return state
     took = [state.clock - each.since for each in state.pending if each.replicas <= sample.ready]
     seconds = state.startup_s
     for each in took:
         # A start that took long counts more: it costs more to be wrong about it.
-        seconds = (
-            each
-            if seconds is None
-            else seconds + (0.5 if each > seconds else 0.2) * (each - seconds)
-        )
-    since = (state.starting or state.clock) if sample.starting else None
+        old = each if seconds is None else seconds
+        seconds = old + (0.5 if each > old else 0.2) * (each - old)
+    since = state.clock if state.starting is None else state.starting
     left = tuple(each for each in state.pending if each.replicas > sample.ready)
-    return replace(state, pending=left, startup_s=seconds, starting=since)
+    return replace(
+        state, pending=left, startup_s=seconds, starting=since if sample.starting else None
+    )
 
 
 def _recent(

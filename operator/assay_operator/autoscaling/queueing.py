@@ -172,9 +172,8 @@ def idle(engine: Engine, load: Load, share: float) -> Outlook:
     return outlook(replace(engine, slots=None), replace(load, rate=0.0), 1, share)
 
 
-def goals(policy: Policy, engine: Engine, load: Load) -> Goals:
-    """The objectives, out of reach or not, as they are planned for."""
-    best = idle(engine, load, policy.attainment)
+def goals(policy: Policy, best: Outlook) -> Goals:
+    """The objectives as they are planned for, given the best that there can be."""
     return Goals(
         share=policy.attainment,
         ttft_s=_nearest(policy.ttft_s, best.ttft_s),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from assay_operator.autoscaling import queueing
 from assay_operator.autoscaling.demand import Demand
 from assay_operator.autoscaling.model import Policy, Reason, Sample
-from assay_operator.autoscaling.queueing import Engine, Goals, Load
+from assay_operator.autoscaling.queueing import Engine, Goals, Load, Outlook
 from assay_operator.plan import Json
 
 _ENOUGH_SAMPLES = 8
@@ -66,11 +66,10 @@ def record(found: Findings) -> Json:
     }
 
 
-def unreachable(policy: Policy, engine: Engine, load: Load) -> str | None:
-    """Why not even a replica with one request at a time meets the objectives, once measured."""
+def unreachable(policy: Policy, engine: Engine, load: Load, best: Outlook) -> str | None:
+    """Why not even `best`, with one request at a time, meets the objectives, once measured."""
     if engine.samples < _ENOUGH_SAMPLES:
         return None
-    best = queueing.idle(engine, load, policy.attainment)
     said = []
     if policy.ttft_s is not None and best.ttft_s > policy.ttft_s:
         said.append(
