@@ -284,6 +284,18 @@ def test_the_load_counts_for_more_where_users_wait_longer_than_the_model_says() 
     assert 1.5 < late.correction <= 3.0
 
 
+def test_that_is_noticed_in_a_service_that_few_ask_too() -> None:
+    """Three requests for every two looks."""
+    few = [sample(ENGINE, 0.3, warm=1, seconds=5.0) for _ in range(120)]
+    late = [
+        replace(each, measured=replace(each.measured, ttft=Histogram((0.5,), (0.9, 0.6), 0.2)))
+        for each in few
+        if each.measured
+    ]
+    assert taught(iter(few)).correction == 1.0
+    assert taught(iter(late)).correction > 1.5
+
+
 def test_that_is_forgotten_when_they_do_not_wait_any_more() -> None:
     late = [spoilt(0.3) for _ in range(10)]
     fine = [spoilt(0.0) for _ in range(400)]

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from assay_operator.autoscaling.model import Histogram, Measured, Policy, Prior, Sample
 from assay_operator.autoscaling.queueing import Engine, Load, outlook
-from assay_operator.autoscaling.state import Learned, Line
+from assay_operator.autoscaling.state import Learned, Line, Tally
 
 KV_FULL = 0.95
 """SGLang admits no request that its KV memory may not hold; a little of it is never used."""
@@ -31,8 +31,9 @@ _SLOW_SHARE = 0.05
 """How fast means follow that are no lines, each sample."""
 _CORRECTION = (0.7, 3.0)
 _CORRECTION_DOUBLES_S = 120.0
+_TALLY_S = 120.0
 _ENOUGH = 20.0
-"""Requests in a sample before it says anything about their share within an objective."""
+"""Requests before anything is said about the share of them within an objective."""
 
 
 def engine(learned: Learned, prior: Prior) -> Engine:
@@ -96,12 +97,14 @@ def learn(learned: Learned, policy: Policy, sample: Sample) -> Learned:
         after = replace(after, itl=line)
     if after is learned:
         return learned
+    tally = _tally(learned.tally, seen, sample.seconds, policy)
     return replace(
         after,
+        tally=tally,
         kv_per_request=_follow(learned.kv_per_request, _kv_per_request(seen)),
         prompt_cv2=_follow(learned.prompt_cv2, _cv2(seen.prompts)),
         samples=learned.samples + 1,
-        correction=_correction(learned.correction, fade, policy, now, sample),
+        correction=_correction(learned.correction, tally, policy, now, sample.seconds),
     )
 
 
@@ -115,27 +118,46 @@ def _running(seen: Measured, seconds: float, gap: float) -> float:
     return seen.running / seen.engines
 
 
-def _correction(old: float, fade: float, policy: Policy, now: Engine, sample: Sample) -> float:
+def _tally(old: Tally, seen: Measured, seconds: float, policy: Policy) -> Tally:
+    """With one sample more."""
+    kept = math.exp(-seconds / _TALLY_S) if old.engines == seen.engines else 0.0
+
+    def within(felt: Histogram, objective: float | None) -> float:
+        return felt.count * ((felt.share_within(objective) or 0.0) if objective else 1.0)
+
+    return Tally(
+        engines=seen.engines,
+        seconds=old.seconds * kept + seconds,
+        firsts=old.firsts * kept + seen.ttft.count,
+        firsts_within=old.firsts_within * kept + within(seen.ttft, policy.ttft_s),
+        answers=old.answers * kept + seen.answers.count,
+        answers_within=old.answers_within * kept + within(seen.answers, policy.itl_s),
+        prompt_tokens=old.prompt_tokens * kept + seen.prompt_tokens,
+        output_tokens=old.output_tokens * kept + seen.output_tokens,
+    )
+
+
+def _correction(old: float, tally: Tally, policy: Policy, now: Engine, seconds: float) -> float:
     """Follows whether users wait longer, or shorter, than the model says of this very load."""
-    seen = sample.measured
-    rested = 1 + (old - 1) * fade
-    if seen is None:
-        return rested
+    rested = 1 + (old - 1) * math.exp(-seconds / policy.memory_s)
     shares = [
-        (share, math.sqrt(policy.attainment * (1 - policy.attainment) / felt.count))
-        for felt, objective in ((seen.ttft, policy.ttft_s), (seen.answers, policy.itl_s))
-        if objective is not None and felt.count >= _ENOUGH
-        if (share := felt.share_within(objective)) is not None
+        (good / count, math.sqrt(policy.attainment * (1 - policy.attainment) / count))
+        for good, count, objective in (
+            (tally.firsts_within, tally.firsts, policy.ttft_s),
+            (tally.answers_within, tally.answers, policy.itl_s),
+        )
+        if objective is not None and count >= _ENOUGH
     ]
-    prompts = seen.ttft.count
-    if not shares or not prompts:
+    if not shares or not tally.firsts:
         return rested
     load = Load(
-        prompts / sample.seconds, seen.prompt_tokens / prompts, seen.output_tokens / prompts
+        tally.firsts / tally.seconds,
+        tally.prompt_tokens / tally.firsts,
+        tally.output_tokens / tally.firsts,
     )
-    said = outlook(now, load, seen.engines, policy.attainment)
+    said = outlook(now, load, tally.engines, policy.attainment)
     well = said.ttft_s <= (policy.ttft_s or math.inf) and said.itl_s <= (policy.itl_s or math.inf)
-    grown = 2 ** (sample.seconds / _CORRECTION_DOUBLES_S)
+    grown = 2 ** (seconds / _CORRECTION_DOUBLES_S)
     if well and any(share < policy.attainment - 2 * noise for share, noise in shares):
         return min(_CORRECTION[1], old * grown)
     if not well and all(share > policy.attainment for share, _ in shares):

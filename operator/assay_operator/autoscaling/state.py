@@ -38,6 +38,30 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Tally:
+    """Sums over the last minutes of so many engines, from which old ones fade.
+
+    Attributes:
+        engines: how many; of another number of them it begins anew.
+        seconds: observed.
+        firsts, firsts_within: first tokens, and those within the objective.
+        answers, answers_within: answers, and those whose tokens came within the objective.
+        prompt_tokens, output_tokens: computed, and generated.
+    """
+
+    engines: int = 0
+    seconds: float = 0.0
+    firsts: float = 0.0
+    firsts_within: float = 0.0
+    answers: float = 0.0
+    answers_within: float = 0.0
+    prompt_tokens: float = 0.0
+    output_tokens: float = 0.0
+
+    __pydantic_config__ = _CONFIG
+
+
+@dataclass(frozen=True)
 class Learned:
     """What is known of one kind of engine.
 
@@ -46,6 +70,7 @@ class Learned:
         prefill: engine time that a prompt takes over its computed tokens.
         kv_per_request: share of an engine's KV memory that a running request takes.
         prompt_cv2: variance of the prompts' lengths, by the square of their mean.
+        tally: of what users felt.
         correction: what the load is multiplied by since users wait longer than the model says.
         samples: how many it was learned from.
     """
@@ -54,6 +79,7 @@ class Learned:
     prefill: Line = Line()
     kv_per_request: float | None = None
     prompt_cv2: float | None = None
+    tally: Tally = Tally()
     correction: float = 1.0
     samples: int = 0
 
