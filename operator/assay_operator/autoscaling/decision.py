@@ -12,30 +12,19 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from assay_operator.autoscaling import capacity, queueing
-from assay_operator.autoscaling.demand import (
-    POINT_S,
-    POINTS,
-    Demand,
-    absorb,
-    demand,
-    startup,
-    up_window,
-)
+from assay_operator.autoscaling.demand import absorb, demand
 from assay_operator.autoscaling.model import Policy, Reason, Sample
-from assay_operator.autoscaling.queueing import Engine, Goals, Load
+from assay_operator.autoscaling.needs import Look, Needs, load_at, needs_of, window
 from assay_operator.autoscaling.record import Findings, record, unreachable
 from assay_operator.autoscaling.state import Learned, Pending, State
 from assay_operator.plan import Json
 
-_LONGEST_WINDOW_S = POINTS * POINT_S - 2 * POINT_S
 _OBSERVED = 0.8
 """Share of a window of which the load must be known before something goes for it."""
 _MOST_CAUTION = 4.0
 _STUCK_S = 600.0
 _STUCK_STARTUPS = 3.0
 """What has been starting for longer than both holds nothing up any more."""
-_SIGMAS = 3.0
-"""A burst is what would come by chance less than once in a few hundred times."""
 
 
 @dataclass(frozen=True)
@@ -67,83 +56,6 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class Needs:
-    """How many replicas are needed, by what is taken into account.
-
-    Attributes:
-        now: for what comes now, and to have the queue gone.
-        soon: also for what will or may come before a replica that is asked for is there.
-        keep: for that and the margin: so many have to stay.
-        later: likewise, for what the load rises to within a window.
-        model: as `soon`, as if users had never waited longer than the model says.
-        sudden: whether what came in the last seconds makes a burst.
-        burst: whether there is or just was one; `now` answers it then.
-    """
-
-    now: int
-    soon: int
-    keep: int
-    later: int
-    model: int
-    sudden: bool
-    burst: bool
-
-
-@dataclass(frozen=True)
-class Look:
-    """What a decision is made from.
-
-    Attributes:
-        policy: what the user wants.
-        state: with what the sample tells.
-        sample: see there.
-        demand: what is asked for.
-        engine: what a replica can do.
-        goals: what is planned for.
-        before: replicas that were wanted until now.
-    """
-
-    policy: Policy
-    state: State
-    sample: Sample
-    demand: Demand
-    engine: Engine
-    goals: Goals
-    before: int
-
-    @property
-    def startup_s(self) -> float:
-        """From wanting a replica until it is routable."""
-        return startup(self.policy, self.state)
-
-    @property
-    def window_s(self) -> float:
-        """For how long fewer must have been enough."""
-        return _window(self.policy, self.state)
-
-    @property
-    def bounded(self) -> int:
-        """What was wanted, within bounds that may have changed."""
-        return min(self.policy.max, max(self.policy.min, self.before))
-
-    @property
-    def step_begin(self) -> int:
-        """The number from which the bounds of the current step are taken."""
-        if self.state.step_from is None or self.step_is_over:
-            return self.bounded
-        return self.state.step_from
-
-    @property
-    def step_is_over(self) -> bool:
-        """Whether the next change begins another step."""
-        return self.state.clock - self.state.step_since >= self.policy.step_s
-
-    def since(self, moment: float | None) -> float:
-        """Seconds since then, endless if it never was."""
-        return math.inf if moment is None else self.state.clock - moment
-
-
-@dataclass(frozen=True)
 class Verdict:
     """What becomes of the number, and why."""
 
@@ -162,7 +74,7 @@ def decide(policy: Policy, state: State, sample: Sample) -> Decision:
         state = absorb(policy, state, sample)
     engine = capacity.engine(state.learned.get(policy.profile, Learned()), policy.prior)
     seen = demand(policy, state, sample)
-    load = _load(seen, seen.level or 0.0)
+    load = load_at(seen, seen.level or 0.0)
     best = queueing.idle(engine, load, policy.attainment)
     existing = sample.ready + sample.starting + sample.away
     look = Look(
@@ -174,7 +86,7 @@ def decide(policy: Policy, state: State, sample: Sample) -> Decision:
         goals=queueing.goals(policy, best),
         before=existing if state.replicas is None else state.replicas,
     )
-    needs = _needs(look)
+    needs = needs_of(look)
     verdict = _verdict(look, needs) if fresh else _same(look)
     after = _moved(look, verdict, _noted(look, needs, verdict) if fresh else state)
     found = Findings(
@@ -185,10 +97,10 @@ def decide(policy: Policy, state: State, sample: Sample) -> Decision:
         reason=verdict.reason,
         needed=needs.soon,
         keep=needs.later,
-        window_s=_window(policy, after),
+        window_s=window(policy, after),
         startup_s=look.startup_s,
         demand=seen,
-        load=_load(seen, _soon(seen)),
+        load=load_at(seen, needs.rate),
         engine=engine,
         goals=look.goals,
     )
@@ -200,60 +112,6 @@ def decide(policy: Policy, state: State, sample: Sample) -> Decision:
         unreachable=unreachable(policy, engine, load, best),
         findings=found,
     )
-
-
-def _window(policy: Policy, state: State) -> float:
-    """Of scale-downs, in seconds: at least as long as it takes to regret one."""
-    seconds = max(policy.down_window_s, startup(policy, state)) * state.caution
-    return min(seconds, _LONGEST_WINDOW_S)
-
-
-def _load(seen: Demand, rate: float) -> Load:
-    """The load at another rate, with as many more or fewer requests under way."""
-    more = max(0.0, rate - seen.backlog) / seen.level if seen.level else 1.0
-    return Load(rate, seen.prompt_tokens, seen.output_tokens, seen.under_way * more)
-
-
-def _soon(seen: Demand) -> float:
-    """The rate that is planned for."""
-    return max((seen.level or 0.0) + seen.surge, seen.forecast) + seen.backlog
-
-
-def _needs(look: Look) -> Needs:
-    policy, seen, engine = look.policy, look.demand, look.engine
-
-    def needed(rate: float, least: int = 1, by: Engine = engine) -> int:
-        return queueing.needed(look.goals, by, _load(seen, rate), least, policy.max)
-
-    level, fast, rate = seen.level or 0.0, seen.fast or 0.0, _soon(seen)
-    now = needed(level + seen.backlog)
-    quick = needed(fast + seen.backlog, now) if fast > level else now
-    sudden = _is_burst(look, quick)
-    burst = sudden or look.since(look.state.burst) < up_window(policy, look.state)
-    if burst:
-        now = quick
-    soon = needed(rate, now)
-    keep = needed(rate * (1 + policy.margin), soon)
-    model = soon
-    if engine.correction > 1:
-        model = needed(rate, by=replace(engine, correction=1.0))
-    return Needs(
-        now=now,
-        soon=soon,
-        keep=keep,
-        later=needed(max(rate, seen.later) * (1 + policy.margin), keep),
-        model=model,
-        sudden=sudden,
-        burst=burst,
-    )
-
-
-def _is_burst(look: Look, needed: int) -> bool:
-    """Many times what is ready can bear, and more than chance would bring."""
-    expected = (look.demand.level or 0.0) * look.demand.burst_window_s
-    came = (look.demand.fast or 0.0) * look.demand.burst_window_s
-    chance = came - expected <= _SIGMAS * math.sqrt(expected + 1)
-    return not chance and needed >= look.policy.burst_factor * max(1, look.sample.ready)
 
 
 def _verdict(look: Look, needs: Needs) -> Verdict:

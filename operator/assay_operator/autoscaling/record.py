@@ -182,10 +182,15 @@ def _formula(found: Findings) -> str:
     seen = queueing.outlook(engine, load, number, goals.share)
     rate = load.rate * engine.correction / number
     prompt = engine.prompt_s(load.prompt_tokens)
+    demand = found.demand
+    usual = max((demand.level or 0.0) + demand.surge, demand.forecast) + demand.backlog
     said = [
-        f"planned = max(level + surge, forecast) + backlog = "
-        f"max({found.demand.level or 0:.3g} + {found.demand.surge:.3g}, "
-        f"{found.demand.forecast:.3g}) + {found.demand.backlog:.3g} = {load.rate:.3g} requests/s"
+        f"planned = burst + backlog = {demand.fast:.3g} + {demand.backlog:.3g} = "
+        f"{load.rate:.3g} requests/s"
+        if load.rate > usual
+        else "planned = max(level + surge, forecast) + backlog = "
+        f"max({demand.level or 0:.3g} + {demand.surge:.3g}, {demand.forecast:.3g}) + "
+        f"{demand.backlog:.3g} = {load.rate:.3g} requests/s"
     ]
     if math.isfinite(goals.concurrency):
         said.append(
