@@ -74,7 +74,8 @@ def main() -> int:
         for objective in objectives
         for outcomes in [kept[start_s, objective.name]]
     ]
-    for row in (*map(report.verdict, cases), *map(report.hindsight, cases)):
+    verdicts = [report.verdict(case, options.target) for case in cases]
+    for row in (*verdicts, *map(report.hindsight, cases)):
         print(f"{row.name}: {row.value}{'' if row.met else ' (missed)'}")
     if options.table:
         middle = cases[len(cases) // 2]
@@ -201,7 +202,7 @@ def _table(
     shaped = list(shapes.run(middle.chosen, setup.world, middle.objective, options.target))
     rows: list[Row] = [
         *report.calibration(fit.fitted()),
-        *map(report.verdict, cases),
+        *(report.verdict(case, options.target) for case in cases),
         *map(report.hindsight, cases),
         *(row for case in cases for row in report.policies(case)),
         *report.shapes(shaped),

@@ -19,9 +19,9 @@ from benchmarks.autoscaling.score import Score, score
 from benchmarks.autoscaling.simulate import Run, World, simulate
 from benchmarks.autoscaling.trace import Trace
 
-OURS, STATIC, FORESIGHT = "Assay", "static", "foresight"
+OURS, UNTUNED, STATIC, FORESIGHT = "Assay", "Assay untuned", "static", "foresight"
 PEERS = ("HPA", "KEDA", "Knative KPA", "AIBrix APA", "Dynamo planner")
-POLICIES = (OURS, *PEERS, STATIC, FORESIGHT)
+POLICIES = (OURS, UNTUNED, *PEERS, STATIC, FORESIGHT)
 WINDOWS_S = (60.0, 300.0, 600.0, 900.0)
 """How long a policy may wait before it lets replicas go."""
 GRID = 24
@@ -125,18 +125,14 @@ def _planners(world: World, objective: Objective) -> Iterator[Setting]:
 
 
 def _ours(world: World, objective: Objective) -> Iterator[Setting]:
-    for window_s, surge in product(WINDOWS_S, (0.0, 0.3, 0.5, 0.7, 0.8, 0.9)):
-        make = partial(
-            Ours,
-            objective,
-            world.least,
-            world.most,
-            down_window_s=window_s,
-            surge_quantile=surge,
+    make = partial(Ours, objective, world.least, world.most)
+    grid = product((0.8, 0.9, 0.95, 0.98), (0.0, 0.5, 0.8), (300.0, 900.0))
+    for attainment, surge, window_s in grid:
+        one = _setting(
+            OURS, make, attainment=attainment, surge_quantile=surge, down_window_s=window_s
         )
-        yield Setting(
-            OURS, f"down_window_s={window_s:g}, surge_quantile={surge:g}", make, objective
-        )
+        yield replace(one, objective=objective)
+    yield Setting(UNTUNED, "defaults", make, objective)
 
 
 def compare(

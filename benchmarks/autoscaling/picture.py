@@ -12,7 +12,17 @@ from matplotlib.ticker import PercentFormatter
 
 from benchmarks.autoscaling.compare import FORESIGHT, OURS, STATIC, Outcome, Setup, front
 
-_COLOURS = ("#b3261e", "#0072b2", "#56b4e9", "#d97706", "#00795a", "#cc79a7", "#767676", "#222222")
+_COLOURS = (
+    "#b3261e",
+    "#f28b82",
+    "#0072b2",
+    "#56b4e9",
+    "#d97706",
+    "#00795a",
+    "#cc79a7",
+    "#767676",
+    "#222222",
+)
 _BIN_S = 10.0
 _INK = "#222222"
 Steps = tuple[Sequence[float], Sequence[int]]
