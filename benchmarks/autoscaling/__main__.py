@@ -43,6 +43,7 @@ OBJECTIVES = ("2000:150", "4000:250", "8000:500")
 STARTS = (10.0, 60.0, 300.0)
 SAME = ("stretch", "rate", "most", "route", "objective", "settle")
 """Options whose outcomes are not to be mixed."""
+USUAL = {"rate": 1, "most": 16, "stretch": 1.0}
 SAVE_S = 30.0
 Kept = dict[tuple[float, str], list[Outcome]]
 """Outcomes by start-up time and objective's name."""
@@ -108,9 +109,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--settle", type=float, default=600.0, help="seconds at the beginning that are not scored"
     )
-    parser.add_argument("--stretch", type=float, default=1.0, help="times between requests")
-    parser.add_argument("--rate", type=int, default=1, help="so many such services at once")
-    parser.add_argument("--most", type=int, default=16, help="replicas")
+    parser.add_argument(
+        "--stretch", type=float, default=USUAL["stretch"], help="times between requests"
+    )
+    parser.add_argument(
+        "--rate", type=int, default=USUAL["rate"], help="so many such services at once"
+    )
+    parser.add_argument("--most", type=int, default=USUAL["most"], help="replicas")
     parser.add_argument(
         "--route", choices=["least-load", "round-robin"], default="least-load", help="the router's"
     )
@@ -230,7 +235,7 @@ def _table(
         RESULTS / f"{name}-replicas.png",
     )
     parts = [f"--trace {options.trace.name} --out {options.out.name} --table {name}"]
-    parts += [f"--{key} {same[key]}" for key in ("rate", "most", "stretch") if same[key] != 1]
+    parts += [f"--{key} {same[key]}" for key, usual in USUAL.items() if same[key] != usual]
     write(
         name,
         "Autoscaling policies on a trace of requests, simulated",

@@ -96,6 +96,7 @@ def verdict(case: Case, target: float) -> Row:
     )
     if most != name:
         text += f"; highest share of a peer: {most}, {_brief(peers[most])}"
+    text += f"; Assay untuned: {_brief(case.chosen[UNTUNED].judged)}"
     return Row(
         f"{case.title}: Assay",
         text,
@@ -140,8 +141,13 @@ def describe(score: Score) -> str:
     """A score in words."""
     return (
         f"{score.attained:.1%} (TTFT {score.ttft:.1%}, ITL {score.itl:.1%}), "
-        f"{score.gpu_hours:.2f} GPU-hours, {score.scalings} scalings, {score.reversals} reversals"
+        f"{score.gpu_hours:.2f} GPU-hours, {_count(score.scalings, 'scaling')}, "
+        f"{_count(score.reversals, 'reversal')}"
     )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def shapes(found: Sequence[Shaped]) -> list[Row]:
@@ -154,7 +160,7 @@ def shapes(found: Sequence[Shaped]) -> list[Row]:
             Row(
                 f"{one.trace}: {one.policy}",
                 f"peak {score.peak} replicas where {one.needed} would do, at most "
-                f"{score.oscillation} reversals in 300 s; {describe(score)}",
+                f"{_count(score.oscillation, 'reversal')} in 300 s; {describe(score)}",
                 goal if one.policy in {OURS, UNTUNED} else "",
                 score.oscillation <= MOST_REVERSALS and over <= MOST_OVERSHOOT,
             )
@@ -193,7 +199,8 @@ def notes(setup: Setup, target: float, name: str) -> list[str]:
         "exactly, and Assay learns what it needs. Of Assay's knobs a user has attainment only, so "
         "it stands there untuned too. The best peer is the cheapest that kept "
         f"{target:.0%} on the judged half, or else the nearest to that. static is a fixed number, "
-        "tuned too; foresight knows the trace. Neither is a peer.",
+        "tuned too; foresight knows the trace. Neither is a peer. Bursts here are shorter than most "
+        "start-ups, so a number that was well chosen beforehand is hard to beat: static shows it.",
         f"Synthetic traces, with the settings that tuning chose in the middle case: {shapes_of}. "
         f"What would do: the fewest replicas that, always there, have {target:.0%} within the "
         "objective.",
