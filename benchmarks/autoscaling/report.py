@@ -199,8 +199,8 @@ def notes(setup: Setup, target: float, name: str) -> list[str]:
         "exactly, and Assay learns what it needs. Of Assay's knobs a user has attainment only, so "
         "it stands there untuned too. The best peer is the cheapest that kept "
         f"{target:.0%} on the judged half, or else the nearest to that. static is a fixed number, "
-        "tuned too; foresight knows the trace. Neither is a peer. Bursts here are shorter than most "
-        "start-ups, so a number that was well chosen beforehand is hard to beat: static shows it.",
+        "tuned too; foresight knows the trace. Neither is a peer. Bursts here are shorter than "
+        "most start-ups, so a number well chosen beforehand is hard to beat: static shows it.",
         f"Synthetic traces, with the settings that tuning chose in the middle case: {shapes_of}. "
         f"What would do: the fewest replicas that, always there, have {target:.0%} within the "
         "objective.",
