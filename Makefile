@@ -20,7 +20,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(READY) ## Bring up a real cluster, install Assay, serve a model and chat with it
+demo: $(READY) ## A real cluster, and the whole loop on it: train, weigh, serve, turn away what is worse
 	@$(RUN) -m examples.demo up
 
 demo-down: $(READY) ## Remove everything that `make demo` made
@@ -46,7 +46,7 @@ lint: $(READY)
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
 
-cluster: $(READY) ## Bring up the test cluster for development, with images and Assay's chart
+cluster: $(READY) ## Only the demo's cluster, for development, with images and Assay's chart
 	@$(RUN) -m examples.demo cluster
 
 cluster-down: $(READY) ## Delete the development cluster

@@ -10,27 +10,22 @@ from benchmarks.common import Row, say, spread, versions, write
 from benchmarks.operator_scale import scale_operator
 from tests.assay import SYSTEM, Assay
 from tests.e2e.clients import kill_process
+from tests.e2e.operators import leader
 from tests.kube import PLANNED, Kube, infsvc
 
 NAMESPACE = "bench-failover"
 GOAL = 15
 
 
-def leader(system: Kube) -> str:
-    """The operator pod that holds the Lease."""
-    holder = system.list("leases")[0]["spec"]["holderIdentity"] or ""
-    return str(holder).partition("_")[0]
-
-
 def one_round(kube: Kube, system: Kube, number: int) -> float:
     """Seconds from the leader's SIGKILL until a service applied right after has its children."""
-    old, name = leader(system), f"after-{number}"
+    old, name = leader(kube), f"after-{number}"
     began = time.monotonic()
     kill_process(system, old, "operator", "KILL")
     kube.apply(infsvc(name, {"replicas": 0}))
     kube.wait_planned(name)
     took = time.monotonic() - began
-    assert leader(system) != old
+    assert leader(kube) != old
     # A fresh pod: the killed one's container would be started later each time.
     system.kubectl("delete", "pod", old, "--wait=true")
     scale_operator(kube, 2)

@@ -195,11 +195,20 @@ class Assay:
         words = ("--out", f"/models/{name}", "--seed", str(MODEL_SEED), *options)
         self._make(namespace, run, f"make-{name}", (MAKE_MODEL,), words)
 
-    def make_task(self, namespace: str, run: StepRun, name: str = "task") -> None:
-        """Runs examples/train-demo/make_task.py in a Job: a model, and items, on `models`."""
-        self._make(
-            namespace, run, f"make-{name}", (MAKE_TASK, MAKE_MODEL), ("--out", f"/models/{name}")
-        )
+    def make_task(
+        self, namespace: str, run: StepRun, name: str = "task", options: tuple[str, ...] = ()
+    ) -> None:
+        """Runs examples/train-demo/make_task.py in a Job: a model, and items, on `models`.
+
+        Args:
+            namespace: as in `make_model`.
+            run: is told what goes on.
+            name: of the folder.
+            options: of make_task.py, by which another task comes out.
+        """
+        scripts = (MAKE_TASK, MAKE_TASK.with_name("items.py"), MAKE_MODEL)
+        words = ("--out", f"/models/{name}", *options)
+        self._make(namespace, run, f"make-{name}", scripts, words)
 
     def _make(
         self,

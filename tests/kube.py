@@ -16,8 +16,8 @@ from tests.cluster import Cluster
 
 Json = dict[str, Any]
 PLANNED = 7
-"""Children that the operator writes for each service: two ConfigMaps, Deployments and
-PodDisruptionBudgets, and a Service."""
+"""Children that the operator writes for each service, whatever its configuration: two ConfigMaps,
+Deployments and PodDisruptionBudgets, and a Service."""
 GONE_SECONDS = DRAIN_SECONDS + FINISH_SECONDS + 60
 """What the last pod of a service may take to go."""
 T = TypeVar("T")
@@ -138,7 +138,7 @@ class Kube:
         return {f"{item['kind']}/{item['metadata']['name']}" for item in found}
 
     def planned(self, name: str) -> set[str]:
-        """kind/name of the children that the operator itself writes."""
+        """kind/name of the children that the operator itself writes, but for NetworkPolicies."""
         written = ("ConfigMap", "Deployment", "PodDisruptionBudget", "Service")
         return {child for child in self.children(name) if child.partition("/")[0] in written}
 

@@ -51,7 +51,7 @@ TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
-Identity = dict[str, int | str]
+Identity = dict[str, float | int | str]
 """What tells two things that a script makes apart."""
 
 

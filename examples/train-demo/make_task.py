@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Make the small real task that `make train-demo` trains on: a tiny model, and items to sort.
 
-    python make_task.py --out FOLDER [--seed 1] [--family qwen3]
+    python make_task.py --out FOLDER [--seed 1] [--family qwen3] [--start 0.0625] [--downwards 0]
 
     sort 41 7 30 12 49 8        7 8 12 30 41 49
 
@@ -11,22 +11,26 @@ model has 0.4 million parameters and a word-level tokenizer of its own; a short 
 ends as soon as one in sixteen of its answers, sampled, would be right: enough for groups of sixteen
 to tell good from bad, and far from done. The rest is for reinforcement learning.
 
-The same seed gives the same task. It runs in the engine environment (torch and transformers, one
+`--start` is where the warm-up ends, as the probability that a sampled answer is right.
+`--downwards` is the share of its examples that are sorted the wrong way: such a model knows how to
+sort, and not which way round, as if its teachers had not agreed.
+
+The same options give the same task. It runs in the engine environment (torch and transformers, one
 thread), writes beside the target and renames, and does nothing if the target is there already.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tiny-model"))
 import torch
+from items import NUMBERS, SEED, Question, answer, prompt, questions, suite
 from make_model import ASSISTANT, END, PAD, SPECIAL, TEMPLATE, USER, Identity, is_there, put
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -37,55 +41,30 @@ from transformers import (
     Qwen3Config,
 )
 
-RECIPE = 1  # raise it when the same seed would give another task
+RECIPE = 2  # raise it when the same seed would give another task
 FAMILIES = {"qwen3": Qwen3Config, "llama": LlamaConfig}
 UNKNOWN = "<|unknown|>"
-NUMBERS = [str(number) for number in range(50)]
-LENGTH = 6
-TRAINED, HELD_OUT = 8192, 200
-VERIFIER = {"type": "regex", "mode": "full", "pattern": "([0-9 ]+)", "group": 1}
 START = 1 / 16
 RATE = 2e-3
 BATCH = 128
 MOST_STEPS = 600
 
-Question = tuple[str, ...]
-"""Different numbers, in the order in which they are given."""
 
+@dataclass(frozen=True)
+class Task:
+    """What is made.
 
-def prompt(question: Question) -> str:
-    """What the user says."""
-    return f"sort {' '.join(question)}"
+    Attributes:
+        seed: of weights, warm-up and items.
+        family: of the model.
+        start: the probability of a right answer, sampled, with which the warm-up ends.
+        downwards: the share of the warm-up's examples that are sorted the wrong way.
+    """
 
-
-def answer(question: Question) -> str:
-    """The one right answer."""
-    return " ".join(sorted(question, key=int))
-
-
-def questions(seed: int) -> tuple[list[Question], list[Question]]:
-    """Those that are trained on, and those held out: disjoint by their answers."""
-    drawn = random.Random(seed)
-    held_out: dict[str, Question] = {}
-    while len(held_out) < HELD_OUT:
-        question = tuple(drawn.sample(NUMBERS, LENGTH))
-        held_out.setdefault(answer(question), question)
-    trained: dict[Question, None] = {}
-    while len(trained) < TRAINED:
-        question = tuple(drawn.sample(NUMBERS, LENGTH))
-        if answer(question) not in held_out:
-            trained[question] = None
-    return list(trained), list(held_out.values())
-
-
-def write_suite(path: Path, found: list[Question]) -> None:
-    """A suite of assay_verifiers: the header names the judge of all items."""
-    lines: list[dict[str, Any]] = [{"suite": f"sorting-{path.stem}", "verifier": VERIFIER}]
-    lines += [
-        {"id": "-".join(one), "prompt": prompt(one), "reference": {"value": answer(one)}}
-        for one in found
-    ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    seed: int
+    family: str
+    start: float
+    downwards: float
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -125,55 +104,70 @@ def make_model(family: str, seed: int, tokenizer: PreTrainedTokenizerFast) -> Pr
 
 
 def batches(
-    seed: int, known: list[Question], tokenizer: PreTrainedTokenizerFast
-) -> Iterator[tuple[torch.Tensor, int]]:
-    """Endless batches of conversations, all of one length, and how long their answers are."""
-    shuffled = random.Random(seed)
+    task: Task, known: list[Question], tokenizer: PreTrainedTokenizerFast
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Endless batches of conversations, all of one length, and their right answers' tokens."""
+    shuffled = random.Random(task.seed)
     while True:
-        texts = [
-            (f"{USER}{prompt(one)}{END}{ASSISTANT}", f"{answer(one)}{END}")
-            for one in shuffled.sample(known, BATCH)
-        ]
-        rows = [tokenizer.encode(asked) + tokenizer.encode(reply) for asked, reply in texts]
-        yield torch.tensor(rows), len(tokenizer.encode(texts[0][1]))
+        asked, taught, right = [], [], []
+        for one in shuffled.sample(known, BATCH):
+            # Without any that are wrong nothing is drawn for them: an old seed gives its old task.
+            wrong = task.downwards > 0 and shuffled.random() < task.downwards
+            asked.append(tokenizer.encode(f"{USER}{prompt(one)}{END}{ASSISTANT}"))
+            taught.append(tokenizer.encode(f"{answer(one, downwards=wrong)}{END}"))
+            right.append(tokenizer.encode(f"{answer(one)}{END}"))
+        rows = [question + reply for question, reply in zip(asked, taught, strict=True)]
+        yield torch.tensor(rows), torch.tensor(right)
+
+
+def chance(model: PreTrainedModel, rows: torch.Tensor, replies: torch.Tensor) -> torch.Tensor:
+    """The log-probability of each token of the replies, which end the rows."""
+    length = replies.shape[1]
+    logits = model(input_ids=rows).logits[:, -length - 1 : -1]
+    return logits.log_softmax(-1).gather(-1, replies[..., None])[..., 0]
 
 
 def warm_up(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, seed: int, known: list[Question]
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, task: Task, known: list[Question]
 ) -> None:
-    """Supervised steps until a sampled answer to a new question is right with probability START.
+    """Supervised steps until a sampled answer to a new question is right with probability `start`.
 
     Measured and not counted in steps, so that every seed and family starts from the same place.
     """
     optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01)
-    endless = batches(seed, known, tokenizer)
+    endless = batches(task, known, tokenizer)
     for step in range(MOST_STEPS):
-        ids, length = next(endless)
+        rows, answers = next(endless)
+        length = answers.shape[1]
         for group in optimiser.param_groups:
             group["lr"] = RATE * min(1.0, (step + 1) / 20)
-        logits = model(input_ids=ids).logits[:, -length - 1 : -1]
-        log_probs = logits.log_softmax(-1).gather(-1, ids[:, -length:, None])[..., 0]
+        taught = chance(model, rows, rows[:, -length:])
         # There is one right answer, so its probability is what sampling would find.
-        right = log_probs.sum(-1).exp().mean().item()
-        if step % 20 == 0 or right >= START:
+        if task.downwards:
+            with torch.no_grad():
+                found = chance(model, torch.cat([rows[:, :-length], answers], 1), answers)
+        else:
+            found = taught
+        right = found.sum(-1).exp().mean().item()
+        if step % 20 == 0 or right >= task.start:
             print(f"warm-up step {step}: right with probability {right:.3f}", flush=True)
-        if right >= START:
+        if right >= task.start:
             return
-        (-log_probs.mean()).backward()
+        (-taught.mean()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()
     sys.exit(f"after {MOST_STEPS} steps the model is still right with probability {right:.3f} only")
 
 
-def make(folder: Path, family: str, seed: int) -> None:
+def make(folder: Path, task: Task) -> None:
     """Make the task."""
-    trained, held_out = questions(seed)
-    write_suite(folder / "train.jsonl", trained)
-    write_suite(folder / "heldout.jsonl", held_out)
+    trained, held_out = questions(task.seed)
+    (folder / "train.jsonl").write_text(suite("train", trained), encoding="utf-8")
+    (folder / "heldout.jsonl").write_text(suite("heldout", held_out), encoding="utf-8")
     tokenizer = make_tokenizer()
-    model = make_model(family, seed, tokenizer)
-    warm_up(model, tokenizer, seed, trained)
+    model = make_model(task.family, task.seed, tokenizer)
+    warm_up(model, tokenizer, task, trained)
     tokenizer.save_pretrained(folder / "model")
     model.save_pretrained(folder / "model")
 
@@ -182,15 +176,22 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Make a tiny model and numbers for it to sort.")
     parser.add_argument("--out", type=Path, required=True, help="the folder")
-    parser.add_argument("--seed", type=int, default=1, help="of weights, warm-up and items")
+    parser.add_argument("--seed", type=int, default=SEED, help="of weights, warm-up and items")
     parser.add_argument("--family", choices=sorted(FAMILIES), default="qwen3", help="of the model")
+    parser.add_argument(
+        "--start", type=float, default=START, help="how often a sampled answer is right at its end"
+    )
+    parser.add_argument(
+        "--downwards", type=float, default=0.0, help="share of examples sorted the wrong way"
+    )
     arguments = parser.parse_args()
-    what: Identity = {"recipe": RECIPE, "seed": arguments.seed, "family": arguments.family}
+    task = Task(arguments.seed, arguments.family, arguments.start, arguments.downwards)
+    what: Identity = {"recipe": RECIPE, **asdict(task)}
     if is_there(arguments.out, what):
         print(f"{arguments.out} is there already")
         return
     torch.set_num_threads(1)
-    put(arguments.out, what, lambda folder: make(folder, arguments.family, arguments.seed))
+    put(arguments.out, what, lambda folder: make(folder, task))
     print(f"wrote {arguments.out}")
 
 

@@ -5,29 +5,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from assay_operator import config as configuration
 from assay_operator.api import reference, schema
-from assay_operator.api.checkpoint import CheckpointSpec
-from assay_operator.api.checkpoint_grant import CheckpointGrantSpec
-from assay_operator.api.inference_service import InferenceServiceSpec
-from assay_operator.api.meta import API_VERSION
-from assay_operator.api.verified_rl_job import VerifiedRLJobSpec
-from assay_operator.plan import Json
-
-_SPECS: dict[str, type[BaseModel]] = {
-    "InferenceService": InferenceServiceSpec,
-    "VerifiedRLJob": VerifiedRLJobSpec,
-    "Checkpoint": CheckpointSpec,
-    "CheckpointGrant": CheckpointGrantSpec,
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,7 +37,12 @@ def _parser() -> argparse.ArgumentParser:
     crds.set_defaults(command=_crds)
     page = commands.add_parser("reference", help="print the API reference as Markdown")
     page.set_defaults(command=_reference)
-    plan = commands.add_parser("plan", help="print what would be applied, without a cluster")
+    plan = commands.add_parser(
+        "plan",
+        help="print what would be applied, without a cluster",
+        description="Prints what would be applied for the custom resources in the files, which see "
+        "each other. A Checkpoint that would be weighed first is taken for one that passed.",
+    )
     plan.add_argument("files", nargs="+", metavar="FILE", help="YAML; - reads standard input")
     plan.add_argument("--config", type=Path, metavar="FILE", help="the operator's configuration")
     plan.set_defaults(command=_plan)
@@ -159,64 +151,21 @@ def _reference(_options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
+    # The planners take longer to load than the other commands run.
+    from assay_operator import offline  # noqa: PLC0415
+
     try:
         settings = configuration.load(options.config)
-        resources = [item for name in options.files for item in _resources(name, _read(name))]
+        found = [each for name in options.files for each in offline.resources(name, _read(name))]
+        objects = list(offline.objects(found, settings, datetime.now(UTC)))
     except (ValueError, OSError, yaml.YAMLError) as error:
         return _complain(error)
-    if not resources:
-        kinds = " or ".join(_SPECS)
+    if not found:
+        kinds = " or ".join(offline.SPECS)
         return _complain(f"there is no {kinds} in {', '.join(options.files)}")
-    objects = [item for resource in resources for item in _planned(resource, settings)]
     if objects:
         yaml.safe_dump_all(objects, sys.stdout, sort_keys=False, explicit_start=True)
     return 0
-
-
-def _planned(resource: Json, settings: configuration.OperatorConfig) -> tuple[Json, ...]:
-    """The children of a custom resource of which nothing has been seen yet."""
-    from assay_operator.checkpoints import observation as of_checkpoint  # noqa: PLC0415
-    from assay_operator.checkpoints import planner as checkpoints  # noqa: PLC0415
-    from assay_operator.inference import observation as of_service  # noqa: PLC0415
-    from assay_operator.inference import planner as inference  # noqa: PLC0415
-    from assay_operator.training import observation as of_job  # noqa: PLC0415
-    from assay_operator.training import planner as training  # noqa: PLC0415
-
-    now = datetime.now(UTC)
-    match resource["kind"]:
-        case "InferenceService":
-            return inference.plan(of_service.Observation(resource), settings, now).objects
-        case "VerifiedRLJob":
-            return training.plan(of_job.Observation(resource), settings, now).objects
-        case "Checkpoint":
-            return checkpoints.plan(of_checkpoint.Observation(resource), settings, now).objects
-    return ()
-
-
-def _resources(name: str, text: str) -> Iterator[Json]:
-    """The custom resources in a YAML text, with the defaults that the API server would set.
-
-    Raises:
-        ValueError: one is not valid; the message names file, object and field.
-    """
-    for item in yaml.safe_load_all(text):
-        if not isinstance(item, dict) or item.get("apiVersion") != API_VERSION:
-            continue
-        model = _SPECS.get(item.get("kind", ""))
-        if model is None:
-            continue
-        metadata = {"namespace": "default", "generation": 1, "uid": "", **(item["metadata"] or {})}
-        try:
-            spec = model.model_validate(item.get("spec") or {})
-        except ValidationError as error:
-            lines = [
-                f"{name}: {metadata.get('name')}: "
-                f"spec.{'.'.join(map(str, each['loc']))}: {each['msg']}"
-                for each in error.errors()
-            ]
-            raise ValueError("\n".join(lines)) from error
-        defaulted = spec.model_dump(mode="json", by_alias=True, exclude_none=True)
-        yield {**item, "metadata": metadata, "spec": defaulted}
 
 
 def _read(name: str) -> str:

@@ -9,6 +9,7 @@ from datetime import datetime
 from pydantic import ValidationError
 
 from assay_operator.inference.failures import Failure
+from assay_operator.inference.profiles import UnsupportedProfile
 from assay_operator.plan import Json
 
 
@@ -21,12 +22,24 @@ class Verdict:
     message: str
 
 
-def validation_message(error: ValidationError) -> str:
-    """A pydantic error as one sentence a field, with the field's path."""
-    return "; ".join(
+def refusal(error: ValidationError | UnsupportedProfile, engine: str = "spec.engine") -> Verdict:
+    """What is told of a spec that cannot be carried out.
+
+    Args:
+        error: why not.
+        engine: where the spec has its engine.
+    """
+    if isinstance(error, UnsupportedProfile):
+        return Verdict(False, "UnsupportedProfile", str(error).replace("spec.engine", engine))
+    return Verdict(False, "InvalidSpec", "; ".join(wrong_fields(error)))
+
+
+def wrong_fields(error: ValidationError) -> list[str]:
+    """What is wrong with a spec: a sentence a field, with the field's path."""
+    return [
         f"spec.{'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
         for item in error.errors()
-    )
+    ]
 
 
 def stamp(now: datetime) -> str:
@@ -55,6 +68,14 @@ def conditions(
         _condition(kind, verdict, previous.get(kind), generation, now)
         for kind, verdict in verdicts.items()
     ]
+
+
+def with_verdicts(
+    status: Json, verdicts: Mapping[str, Verdict], generation: int, now: datetime
+) -> Json:
+    """`status` with the conditions that `verdicts` are about, and the others as they were."""
+    made = {item["type"]: item for item in conditions(verdicts, status, generation, now)}
+    return {**status, "conditions": [*({**by_type(status), **made}).values()]}
 
 
 def _condition(

@@ -9,8 +9,7 @@ from assay_operator.actor import Slots
 from assay_operator.cluster.apply import Applier
 from assay_operator.cluster.client import ApiError
 from assay_operator.cluster.view import Key, View
-from assay_operator.conditions import stamp
-from assay_operator.plan import Json
+from assay_operator.conditions import Verdict, with_verdicts
 from assay_operator.reconcilers.shell import Decide, Kind
 
 TERMINATING_SECONDS = 30.0
@@ -60,7 +59,12 @@ class Reconciler:
         if owner is None or isinstance(error, ApiError):
             return
         message = f"The operator failed on this object: {type(error).__name__}: {error}"
-        status = with_condition(owner.get("status") or {}, message, datetime.now(UTC))
+        status = with_verdicts(
+            owner.get("status") or {},
+            {"Applied": Verdict(False, "InternalError", message)},
+            owner["metadata"].get("generation", 0),
+            datetime.now(UTC),
+        )
         await self._applier.status(key, owner, status)
 
     async def _act(self, key: Key, decide: Decide) -> float | None:
@@ -79,18 +83,3 @@ class Reconciler:
             raise outcome.errors[0]
         retry = self._applier.retry_in(key)
         return made.next_look if retry is None else min(made.next_look, retry)
-
-
-def with_condition(status: Json, message: str, now: datetime) -> Json:
-    """`status` with the condition Applied made false because of an error of the operator's own."""
-    conditions = {each["type"]: each for each in status.get("conditions") or []}
-    before = conditions.get("Applied", {})
-    since = before.get("lastTransitionTime") if before.get("status") == "False" else None
-    conditions["Applied"] = {
-        "type": "Applied",
-        "status": "False",
-        "reason": "InternalError",
-        "message": message,
-        "lastTransitionTime": since or stamp(now),
-    }
-    return {**status, "conditions": list(conditions.values())}

@@ -82,12 +82,20 @@ def chat(kube: Kube, name: str, prompt: str, check: bool = True) -> str:
     return run_in_pod(kube, script, url, name, prompt, check=check)
 
 
+def _pods(kube: Kube, name: str, component: str) -> list[Json]:
+    selector = f"app.kubernetes.io/instance={name},app.kubernetes.io/component={component}"
+    return kube.list("pods", selector)
+
+
 def engines(kube: Kube, name: str) -> list[Json]:
     """A service's engine pods, but for those on their way out."""
-    selector = f"app.kubernetes.io/instance={name},app.kubernetes.io/component=engine"
-    return [
-        pod for pod in kube.list("pods", selector) if not pod["metadata"].get("deletionTimestamp")
-    ]
+    pods = _pods(kube, name, "engine")
+    return [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
+
+
+def routers(kube: Kube, name: str) -> list[Json]:
+    """A service's router pods."""
+    return _pods(kube, name, "router")
 
 
 def reported(kube: Kube, name: str) -> set[str]:
@@ -123,6 +131,13 @@ class Processes:
         """A signal to the first and all below it; with the first the others may be gone already."""
         self.cluster.docker("exec", self.node, "kill", f"-{signal}", *self.ids, check=False)
 
+    def slow_down(self) -> None:
+        """Lets them run for a third of the time, until the first of them ends."""
+        first, all_ = self.ids[0], " ".join(self.ids)
+        turn = f"kill -STOP {all_}; sleep 0.1; kill -CONT {all_}; sleep 0.05"
+        script = f"while kill -0 {first}; do {turn}; done"
+        self.cluster.docker("exec", "--detach", self.node, "sh", "-c", script)
+
 
 def processes(kube: Kube, pod: str, container: str) -> Processes:
     """The processes of a pod's container."""
@@ -145,10 +160,7 @@ def kill_process(kube: Kube, pod: str, container: str, signal: str) -> None:
 
 def kill_router(kube: Kube, name: str) -> None:
     """SIGKILL to a service's router; returns once it answers again, workers and all."""
-    routers = kube.list(
-        "pods", f"app.kubernetes.io/instance={name},app.kubernetes.io/component=router"
-    )
-    kill_process(kube, routers[0]["metadata"]["name"], "router", "KILL")
+    kill_process(kube, routers(kube, name)[0]["metadata"]["name"], "router", "KILL")
     wait_for("an answer", lambda: "time to first token" in chat(kube, name, "x", check=False), 60)
 
 

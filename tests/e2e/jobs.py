@@ -9,6 +9,7 @@ from tests.assay import Assay
 from tests.cluster.processes import Processes
 from tests.cluster.steps import StepRun
 from tests.e2e.nodes import folder_of
+from tests.e2e.rollouts import suite_config_map
 from tests.kube import Json, Kube, NotYet, infsvc, wait_for
 
 HELD_OUT = "held-out"
@@ -22,14 +23,7 @@ def make_task(assay: Assay, kube: Kube, log: Path) -> None:
     """The small task on the claim `models`, and its held-out items in the ConfigMap HELD_OUT."""
     assay.make_task(kube.namespace, StepRun("task", log, Processes()))
     suite = folder_of(kube, "models").run("cat task/heldout.jsonl")
-    kube.apply(
-        {
-            "apiVersion": "v1",
-            "kind": "ConfigMap",
-            "metadata": {"name": HELD_OUT},
-            "data": {"suite.jsonl": suite},
-        }
-    )
+    kube.apply(suite_config_map(HELD_OUT, suite))
 
 
 def sorting_job(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.cluster import Cluster
-from tests.e2e.clients import processes
+from tests.e2e.clients import Processes, processes
 from tests.kube import Json, Kube, wait_for
 
 CONTROL_PLANE = "component=kube-apiserver"
@@ -95,17 +95,21 @@ def _volume(kube: Kube, claim: str, node: str, path: str, megabytes: int) -> tup
     return volume, bound
 
 
-def stop_api_server(cluster: Cluster, seconds: int) -> None:
-    """The API server answers nobody for so long; its connections stay open and silent."""
+def api_server(cluster: Cluster) -> Processes:
+    """The API server's process."""
     system = Kube(cluster, "kube-system")
     (pod,) = system.list("pods", CONTROL_PLANE)
-    server = processes(system, pod["metadata"]["name"], "kube-apiserver")
+    return processes(system, pod["metadata"]["name"], "kube-apiserver")
+
+
+def silence(server: Processes, seconds: int) -> None:
+    """The API server answers nobody for so long; its connections stay open."""
     # Should this process end meanwhile, the API server goes on all the same.
     later = f"sleep {seconds + SLACK_SECONDS}; kill -CONT {' '.join(server.ids)}"
-    cluster.docker("exec", "-d", server.node, "sh", "-c", later)
+    server.cluster.docker("exec", "--detach", server.node, "sh", "-c", later)
     server.send("STOP")
     try:
         time.sleep(seconds)
     finally:
         server.send("CONT")
-    wait_for("a healthy cluster", lambda: not cluster.problem(), 90)
+    wait_for("a healthy cluster", lambda: not server.cluster.problem(), 90)

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.assay import SYSTEM
 from tests.cluster.cluster import is_ready
 from tests.e2e.clients import processes
 from tests.kube import Json, Kube, wait_for
 
-SYSTEM = "assay-system"
 OPERATOR = "app.kubernetes.io/name=assay"
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from examples.looks import verdict
 from tests.assay import Assay
 from tests.cluster.processes import Processes
 from tests.cluster.steps import StepRun
@@ -25,7 +26,6 @@ ROLLOUT: Json = {
         "timeout": "5m",
     },
 }
-UNDER_WAY = {"Inspecting", "Weighing"}
 
 
 def suite() -> str:
@@ -39,19 +39,35 @@ def suite() -> str:
     return "".join(json.dumps(line) + "\n" for line in (head, *items))
 
 
-def suite_config_map() -> Json:
-    """The suite where gates and Checkpoints find it."""
+def suite_config_map(name: str = SUITE, items: str = "") -> Json:
+    """A suite where gates and Checkpoints find it: its items as JSON lines, or the sums."""
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": {"name": SUITE},
-        "data": {"suite.jsonl": suite()},
+        "metadata": {"name": name},
+        "data": {"suite.jsonl": items or suite()},
     }
 
 
-def checkpoint(name: str, folder: str, min_score: float, **spec: str) -> Json:
-    """A folder that a user brings; it is weighed as a service's engines would serve it."""
-    engine = infsvc(name, {})["spec"]["engine"]
+def checkpoint(
+    name: str,
+    folder: str,
+    min_score: float,
+    *,
+    suite: str = SUITE,
+    engine: Json | None = None,
+    **spec: str,
+) -> Json:
+    """A folder that a user brings; it is weighed as a service's engines would serve it.
+
+    Args:
+        name: of the Checkpoint.
+        folder: on the claim `models`.
+        min_score: from which it counts as verified.
+        suite: the ConfigMap with what it is asked.
+        engine: of the service; without it, of the tests' usual ones.
+        spec: further fields of the spec.
+    """
     return {
         "apiVersion": "assay.dev/v1alpha1",
         "kind": "Checkpoint",
@@ -60,9 +76,9 @@ def checkpoint(name: str, folder: str, min_score: float, **spec: str) -> Json:
             "source": f"pvc://models/{folder}",
             **spec,
             "evaluation": {
-                "suite": {"configMap": SUITE},
+                "suite": {"configMap": suite},
                 "minScore": min_score,
-                "engine": engine,
+                "engine": engine or infsvc(name, {})["spec"]["engine"],
             },
         },
     }
@@ -79,11 +95,8 @@ def make_models(
 def wait_verdict(kube: Kube, name: str, kind: str) -> Json:
     """A Checkpoint's condition, once nothing is under way any more."""
 
-    def look() -> Json | None:
-        status = (kube.get("ckpt", name) or {}).get("status", {})
-        known = {item["type"]: item for item in status.get("conditions", [])}
-        found: Json | None = known.get(kind)
-        return found if found and found["reason"] not in UNDER_WAY else None
+    def look() -> Json:
+        return verdict(kube.get("ckpt", name) or {}, kind)
 
     return wait_for(f"{kind} of checkpoint {name}", look, ROLLOUT_SECONDS, every=1)
 
@@ -94,10 +107,14 @@ def digest_of(kube: Kube, name: str) -> str:
     return found
 
 
+def patch(kube: Kube, name: str, change: Json) -> None:
+    """Changes a service as a user does."""
+    kube.kubectl("patch", "infsvc", name, "--type=merge", "--patch", json.dumps(change))
+
+
 def serve(kube: Kube, name: str, source: str) -> None:
     """Asks a service to serve `source`."""
-    patch = json.dumps({"spec": {"model": {"source": source}}})
-    kube.kubectl("patch", "infsvc", name, "--type=merge", "--patch", patch)
+    patch(kube, name, {"spec": {"model": {"source": source}}})
 
 
 def wait_rollout(kube: Kube, name: str, phase: str, version: str) -> Json:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.assay import SYSTEM
 from tests.e2e.clients import chat, kill_process, kill_router
 from tests.e2e.operators import (
-    SYSTEM,
     leader,
     no_operators,
     own_operator,

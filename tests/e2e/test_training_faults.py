@@ -106,8 +106,12 @@ def test_a_killed_trainer_that_finds_its_storage_read_only_goes_on_when_it_can_w
         sturdy.disk.remount("rw")
     after = sturdy.wait_step(before["step"] + EVERY)
     assert after["generation"] > before["generation"]
-    later = [each for each in sturdy.checkpoints() if each[0] > kept[0]]
-    assert later, "another attempt, whose weights have names of their own"
+
+    def of_another_attempt() -> list[tuple[int, int]]:
+        return [each for each in sturdy.checkpoints() if each[0] > kept[0]]
+
+    # Weights of another attempt have names of their own; the operator hears of them after the step.
+    later = wait_for("a checkpoint of another attempt", of_another_attempt, 60, every=1)
     assert min(step for _, step in later) > kept[1], "not from the beginning"
 
 

@@ -20,7 +20,7 @@ from typing import Self
 
 from assay_operator.inference.rollout_state import OVER
 from tests.e2e import lookout
-from tests.e2e.clients import Background
+from tests.e2e.clients import Background, routers
 from tests.kube import Json, Kube, NotYet
 
 LATE_SECONDS = 2.0
@@ -63,6 +63,11 @@ class Told:
         before = {self.served, rollout["from"]["version"], *rollout.get("older", ())}
         passed = rollout.get("passed") or rollout.get("committed")
         return frozenset(before | {rollout["to"]["version"]} if passed else before)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing left to be done for the rollout."""
+        return self.phase in OVER and not self.rollout.get("replicas")
 
     def is_at(self, phase: str, stage: str = "") -> bool:
         """Whether the rollout is in a phase, and a replica in its hands at a stage."""
@@ -117,9 +122,8 @@ class Lookout(Background):
     """Looks at a service's routers from the client pod for the time of a `with` block."""
 
     def __init__(self, kube: Kube, name: str) -> None:
-        selector = f"app.kubernetes.io/instance={name},app.kubernetes.io/component=router"
-        routers = [pod["status"]["podIP"] for pod in kube.list("pods", selector)]
-        super().__init__(kube, "lookout", Path(lookout.__file__).read_text(), *routers)
+        addresses = [pod["status"]["podIP"] for pod in routers(kube, name)]
+        super().__init__(kube, "lookout", Path(lookout.__file__).read_text(), *addresses)
 
     def listed(self) -> list[tuple[float, str]]:
         """When which version was listed."""

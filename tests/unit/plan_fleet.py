@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from itertools import islice
 from typing import Any
 
 from assay_operator.config import OperatorConfig
@@ -23,17 +25,23 @@ from assay_operator.plan import Annotate, Load, Pause, Plan, Ref, Restart, Resum
 Json = dict[str, Any]
 BEGIN = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 START, LOAD, DRAIN, GATE, INSPECT = 15, 3, 4, 10, 3
+ROUNDS, WORKLOADS = 3, frozenset({"Deployment", "Job"})
+"""How often the shell makes a plan in one pass, and what it applies last."""
+READY = 120
+"""The kubelet ends an engine that is not ready by then."""
 BASE = "pvc://models/tiny"
 SUITE = Ref("ConfigMap", "heldout")
 GATED: Json = {
     "canary": {"hold": "10s"},
     "gate": {"suite": {"configMap": SUITE.name}, "minScore": 0.5, "timeout": "2m"},
 }
-SCORES = {"tiny": 0.4, "good": 0.7, "better": 0.8, "worse": 0.2, "shapes": 0.9, "spoilt": 0.9}
-"""What the gate finds, by content. `shapes` is not for engines that run another, `spoilt` cannot be
-loaded, `pickle` does not pass the inspection."""
+SCORES = {"tiny": 0.4, "good": 0.7, "better": 0.8, "worse": 0.2, "shapes": 0.9}
+"""What the gate finds, by content. `shapes` is not for engines that run another."""
 LEAST = 0.5
-CONTENTS = (*SCORES, "pickle")
+UNLOADABLE = ("spoilt", "hangs")
+"""No engine can load them, and none can start with them: it ends, or it never gets ready."""
+CONTENTS = (*SCORES, *UNLOADABLE, "pickle")
+"""`pickle` does not pass the inspection."""
 ROGUE = "rogue"
 """What somebody else had an engine load."""
 
@@ -162,7 +170,7 @@ class Cluster:
         self.passed: set[str] = set()
         self.versions: dict[str, str] = {}
         self.events: list[str] = []
-        self.router_blind = self.disk_fails = self.jobs_break = False
+        self.router_blind = self.disk_fails = self.jobs_break = self.suite_gone = False
         for name, value in more.items():
             setattr(self, name, value)
 
@@ -236,9 +244,15 @@ class Cluster:
         old = [each for each in live if each.template != template]
         ready = [each for each in live if each.works]
         unavailable = deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"]
-        if len(live) < wanted or (old and len(live) - len(old) < wanted >= len(live)):
-            self.number += 1
-            self.engines.append(Engine(self.number, copy.deepcopy(template), self.now + START))
+        if deployment["spec"].get("paused") and old:
+            # It replaces none: it only keeps their number, by pods like those there are.
+            number = wanted + int(len(old) < len(live) and wanted > 0)
+            if len(live) < number:
+                self._create(old[0].template)
+            elif len(live) > number:
+                self.delete(min(live, key=lambda each: each.works))
+        elif len(live) < wanted or (old and len(live) - len(old) < wanted >= len(live)):
+            self._create(template)
         elif old:
             unready = [each for each in old if not each.works]
             if unready or len(ready) > wanted - unavailable:
@@ -246,11 +260,17 @@ class Cluster:
         elif len(live) > wanted:
             self.delete(min(live, key=lambda each: (each.works, -each.number)))
 
+    def _create(self, template: Json) -> None:
+        self.number += 1
+        self.engines.append(Engine(self.number, copy.deepcopy(template), self.now + START))
+
     def _run(self, engine: Engine) -> None:
         if engine.version is None and engine.up <= self.now:
             pointer = self.pointer()
             content = self.disk.get(self.place(engine.template, pointer["path"]))
-            if content in {None, "spoilt"}:
+            if content == "hangs" and self.now < engine.up + READY - START:
+                return
+            if content is None or content in UNLOADABLE:
                 self.kill(engine)
             else:
                 engine.version, engine.content = pointer["version"], content
@@ -272,7 +292,7 @@ class Cluster:
             return
         engine.queue.pop(0)
         content = self.disk.get(self.place(engine.template, order.path))
-        fails = self.disk_fails or content in {None, "spoilt"}
+        fails = self.disk_fails or content is None or content in UNLOADABLE
         if content == "shapes" and engine.content != "shapes":
             fails = True
         if not fails:
@@ -308,9 +328,14 @@ class Cluster:
         self.pods = {name: pod for name, pod in self.pods.items() if name in there}
         for name, item in there.items():
             kind = "gate" if "-gate-" in name else "inspect"
-            seconds = GATE if kind == "gate" else INSPECT
-            end = self.asked.setdefault(name, self.now + seconds)
-            if end <= self.now and name not in self.pods:
+            if name not in self.asked:
+                if kind == "gate" and self.suite_gone:
+                    self.pods.setdefault(name, self._waits(name))
+                    continue
+                self.asked[name] = self.now + (GATE if kind == "gate" else INSPECT)
+                self.pods[name] = self._trying(name, {"running": {}}, phase="Running")
+            running = self.pods[name]["status"]["phase"] == "Running"
+            if running and self.asked[name] <= self.now:
                 template = item["spec"]["template"]
                 found = self._gated(template) if kind == "gate" else self._inspected(template)
                 self.pods[name] = self._ended(name, *found)
@@ -388,17 +413,33 @@ class Cluster:
         containers = [each for each in pod["initContainers"] if each["name"] == "engine"]
         seen = {"spec": {"containers": containers, "volumes": pod["volumes"]}}
         content = self.disk.get(self.place(seen, pointer["path"]))
-        return None if content in {None, "spoilt"} else (content, pointer["version"])
+        answers = content is not None and content not in UNLOADABLE
+        return (content, pointer["version"]) if answers else None
 
     def _ended(self, name: str, code: int, summary: Json) -> Json:
         ended = {"exitCode": code, "message": json.dumps(summary)}
+        return self._trying(name, {"terminated": ended}, phase="Failed" if code else "Succeeded")
+
+    def _waits(self, name: str) -> Json:
+        """A pod whose suite the kubelet does not find."""
+        since = self.stamp(self.now)
+        conditions = [
+            {"type": kind, "status": status, "lastTransitionTime": since}
+            for kind, status in (("PodScheduled", "True"), ("PodReadyToStartContainers", "False"))
+        ]
+        state = {"waiting": {"reason": "ContainerCreating"}}
+        return self._trying(name, state, phase="Pending", conditions=conditions)
+
+    @staticmethod
+    def _trying(name: str, state: Json, **status: Any) -> Json:
+        """The pod of a Job."""
         return {
             "metadata": {
                 "name": f"{name}-x",
                 "uid": f"uid-{name}",
                 "labels": {"batch.kubernetes.io/job-name": name},
             },
-            "status": {"containerStatuses": [{"name": "verifier", "state": {"terminated": ended}}]},
+            "status": {**status, "containerStatuses": [{"name": "verifier", "state": state}]},
         }
 
     # -- what goes wrong -------------------------------------------------------------------
@@ -414,6 +455,11 @@ class Cluster:
     def delete(self, engine: Engine) -> None:
         if engine.gone is None:
             engine.gone = self.now + 5
+
+    def delete_jobs(self) -> None:
+        """All of them, and their pods with them."""
+        self.children = {name: item for name, item in self.children.items() if name.kind != "Job"}
+        self.asked, self.pods = {}, {}
 
     def forget(self) -> None:
         """Another operator takes over: it knows nothing that no object says."""
@@ -512,21 +558,29 @@ class Cluster:
         return plan(self.observation(), self.config, self.time())
 
     def reconcile(self, dies_after: int | None = None) -> Plan:
-        """One pass of the operator, which may die after so many of its writes."""
+        """One pass of the operator, which may die after so many of its writes.
+
+        As in the shell, a plan that changed a child is made anew before it is told.
+        """
         made = self.plan()
-        first = [item for item in made.objects if item["kind"] not in {"Deployment", "Job"}]
-        then = [item for item in made.objects if item["kind"] in {"Deployment", "Job"}]
-        writes: list[Callable[[], None]] = [
-            *(lambda item=item: self._apply(item) for item in (*first, *then)),  # type: ignore[misc]
-            lambda: self._prune(made),
-            lambda: self._tell(made),
-            *(lambda action=action: self._act(action) for action in made.actions),  # type: ignore[misc]
-        ]
-        for write in writes[:dies_after]:
+        for planned, write in islice(self._writes(), dies_after):
+            made = planned
             write()
         if dies_after is not None:
             self.forget()
         return made
+
+    def _writes(self) -> Iterator[tuple[Plan, Callable[[], None]]]:
+        for left in reversed(range(ROUNDS)):
+            made, before = self.plan(), dict(self.children)
+            for item in sorted(made.objects, key=lambda item: item["kind"] in WORKLOADS):
+                yield made, partial(self._apply, item)
+            yield made, partial(self._prune, made)
+            if self.children == before or not left:
+                break
+        yield made, partial(self._tell, made)
+        for action in made.actions:
+            yield made, partial(self._act, action)
 
     def _apply(self, item: Json) -> None:
         item = json.loads(json.dumps(item))

@@ -24,6 +24,8 @@ from assay_operator.plan import Load, Pause, Restart, Resume
 Json = dict[str, Any]
 BEGIN = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 START, DRAIN, GATE, INSPECT = 20, 5, 15, 3
+READY = 90
+"""The kubelet ends an engine that is not ready by then."""
 ANSWERS = (2, 9, 4, 30)
 """How long requests take, one after the other."""
 
@@ -34,11 +36,14 @@ def target(letter: str, volume: str = "pvc/models") -> Target:
 
 
 A, B, C = target("a"), target("b"), target("c")
-WORSE, UNDECIDED, UNSAFE, BROKEN = target("d"), target("e"), target("f"), target("0")
-"""Fails the gate; decides nothing; fails the inspection; no engine can load it."""
+WORSE, UNDECIDED, UNSAFE = target("d"), target("e"), target("f")
+"""Fails the gate; decides nothing; fails the inspection."""
 SHAPES, ELSEWHERE = target("1"), target("2", "pvc/other")
 """Not for engines that run: other shapes; a volume that they do not mount."""
-TARGETS = (A, B, C, WORSE, UNDECIDED, UNSAFE, BROKEN, SHAPES, ELSEWHERE)
+BROKEN, AWAY, HANGS = target("0"), target("3", "pvc/other"), target("4", "pvc/other")
+"""No engine can load it, and none can start with it: it ends, or it never gets ready."""
+UNLOADABLE = (BROKEN, AWAY, HANGS)
+TARGETS = (A, B, C, WORSE, UNDECIDED, UNSAFE, SHAPES, ELSEWHERE, *UNLOADABLE)
 GOOD = {each.version for each in (A, B, C, SHAPES, ELSEWHERE)}
 BY_VERSION = {each.version: each for each in TARGETS}
 POLICY = Policy(
@@ -100,7 +105,7 @@ class Fleet:
         self.retry: str | None = None
         self.pointer = first
         self.template = first.version
-        self.replicas = 0
+        self.replicas, self.halted = 0, False
         self.written = False
         self.engines: list[Engine] = []
         self.workers: frozenset[str] = frozenset()
@@ -148,7 +153,9 @@ class Fleet:
         if engine.pending:
             return
         if engine.version is None and engine.up <= self.now:
-            if engine.boot.volume in engine.volumes and engine.boot != BROKEN:
+            if engine.boot == HANGS and self.now < engine.up + READY - START:
+                return
+            if engine.boot.volume in engine.volumes and engine.boot not in UNLOADABLE:
                 engine.version = engine.boot.version
             else:
                 self.kill(engine)
@@ -170,7 +177,7 @@ class Fleet:
             return
         engine.queue.pop(0)
         weights = BY_VERSION[order.version]
-        fails = self.disk_fails or weights in {BROKEN, SHAPES}
+        fails = self.disk_fails or weights in {SHAPES, *UNLOADABLE}
         fails |= weights.volume not in engine.volumes
         if not fails:
             if engine.requests and order.version not in self.passed:
@@ -201,12 +208,21 @@ class Fleet:
                 engine.requests.append(self.now + seconds)
 
     def _controller(self) -> None:
-        """The Deployment: as many pods as wanted, of the template, one more while it rolls."""
+        """The Deployment: as many pods as wanted, of the template, one more while it rolls.
+
+        One that is halted replaces none: it only keeps their number, by pods like those there are.
+        """
         live = [each for each in self.engines if each.gone is None]
         old = [each for each in live if each.template != self.template]
         new = [each for each in live if each.template == self.template]
         ready = [each for each in live if each.works]
-        if len(live) < self.replicas or (old and len(new) < self.replicas >= len(live)):
+        if self.halted and old:
+            number = self.replicas + int(bool(new) and self.replicas > 0)
+            if len(live) < number:
+                self._create(max(old, new, key=len)[0])
+            elif len(live) > number:
+                self.delete(min(live, key=lambda each: each.works))
+        elif len(live) < self.replicas or (old and len(new) < self.replicas >= len(live)):
             self._create()
         elif len(live) > self.replicas and not old:
             self.delete(min(live, key=lambda each: (each.works, -int(each.uid))))
@@ -217,10 +233,11 @@ class Fleet:
             elif len(ready) > self.replicas:
                 self.delete(old[0])
 
-    def _create(self) -> None:
+    def _create(self, like: Engine | None = None) -> None:
         self.number += 1
-        volumes = frozenset({"pvc/models", self.pointer.volume})
-        engine = Engine(str(self.number), volumes, self.template, self.pointer, self.now + START)
+        template = like.template if like else self.template
+        volumes = like.volumes if like else frozenset({"pvc/models", self.pointer.volume})
+        engine = Engine(str(self.number), volumes, template, self.pointer, self.now + START)
         engine.pending = self.no_room
         self.engines.append(engine)
 
@@ -303,6 +320,7 @@ class Fleet:
             version=engine.version,
             generated=engine.works,
             listed=None if self.router_blind else listed,
+            named=engine.uid in self.workers,
             routable=not self.router_blind and engine.uid in self.known and engine.works,
             requests=None if engine.version is None else len(engine.requests),
             paused=None if engine.version is None else engine.paused,
@@ -359,7 +377,7 @@ class Fleet:
 
     def _write_deployment(self, made: Step) -> None:
         self.replicas = self.wanted + made.surge
-        self.template = made.template
+        self.template, self.halted = made.template, made.halted
 
     def _write_jobs(self, made: Step) -> None:
         ids = {order.id for order in made.jobs}

@@ -15,8 +15,9 @@ from assay_operator.cluster.apply import Outcome
 from assay_operator.cluster.client import ApiError
 from assay_operator.cluster.topics import Topic
 from assay_operator.cluster.view import Key, View
+from assay_operator.conditions import Verdict, with_verdicts
 from assay_operator.plan import Json, Plan
-from assay_operator.reconciler import Reconciler, with_condition
+from assay_operator.reconciler import Reconciler
 from assay_operator.reconcilers.shell import Decide
 
 A, B = Key("inferenceservice", "team", "a"), Key("inferenceservice", "team", "b")
@@ -298,6 +299,8 @@ class TestPass:
 
 
 def test_an_error_that_lasts_keeps_the_time_it_began() -> None:
-    first = with_condition({}, "broken", NOW)
-    again = with_condition(first, "broken", NOW.replace(hour=13))
-    assert again == first
+    ready = {"type": "Ready", "status": "True"}
+    broken = {"Applied": Verdict(False, "InternalError", "broken")}
+    first = with_verdicts({"conditions": [ready]}, broken, 1, NOW)
+    assert first["conditions"][0] == ready
+    assert with_verdicts(first, broken, 1, NOW.replace(hour=13)) == first

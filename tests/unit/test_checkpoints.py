@@ -300,6 +300,22 @@ class TestWhatIsMissing:
         made = decide(brought(), found={**THERE, SUITE: None}, **with_job())
         assert made.objects
 
+    def test_a_job_whose_pod_waits_for_it_goes_and_comes_again_when_it_is_there(self) -> None:
+        seen = with_job()
+        seen["pods"][0]["status"]["phase"] = "Pending"
+        made = decide(brought(), found={**THERE, SUITE: None}, **seen)
+        assert condition(made, "Verified") == ("False", "SuiteMissing")
+        assert "ConfigMap heldout does not exist" in message(made, "Verified")
+        assert made.objects == () and made.prune and made.next_look == WAITING_SECONDS
+        assert {ref(item) for item in decide(brought(made.status)).objects} == {POLICY, JOB}
+
+    def test_what_a_job_found_counts_though_its_suite_is_gone_since(self) -> None:
+        weak = {**PASSED, "verdict": "fail", "reason": "score 0.3, at most 0.36, limit 0.6"}
+        seen = with_job(INTACT, weak, codes=(0, 1))
+        seen["pods"][0]["status"]["phase"] = "Failed"
+        made = decide(brought(), found={**THERE, SUITE: None}, **seen)
+        assert condition(made, "Verified") == ("False", "ScoreTooLow")
+
     def test_what_is_looked_up_is_what_the_spec_names(self) -> None:
         assert looked_up(brought()) == (CLAIM, SUITE)
         assert looked_up(checkpoint({})) == (CLAIM,)
@@ -343,6 +359,14 @@ class TestNoVerdict:
         made = decide(brought(), **self.ended(AGAIN_SECONDS + 1))
         assert made.objects == () and made.prune
         assert {ref(item) for item in decide(brought(made.status)).objects} == {POLICY, JOB}
+
+    def test_one_that_came_to_its_deadline_is_done_again_too(self) -> None:
+        late = a_job("Failed", AGAIN_SECONDS + 1)
+        late["status"]["conditions"][0]["reason"] = "DeadlineExceeded"
+        made = decide(brought(), children={JOB: late})
+        assert condition(made, "Verified") == ("False", "NoVerdict")
+        assert "done again" in message(made, "Verified")
+        assert made.objects == () and made.prune and made.next_look > 1
 
     def test_one_that_is_stuck_is_left_to_come_right(self) -> None:
         missing = 'persistentvolumeclaim "ckpt" not found'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from assay_operator.__main__ import main
 from assay_operator.cluster.audit import CHILDREN, OWNERS
 from assay_operator.runtime import Options
 
+DIGEST = f"sha256:{'a' * 64}"
 SERVICE = """
 apiVersion: assay.dev/v1alpha1
 kind: InferenceService
@@ -43,6 +45,21 @@ metadata: {name: mine, namespace: team}
 spec:
   source: "pvc://models/mine"
   evaluation: {suite: {configMap: heldout}, minScore: 0.5, engine: {accelerator: cpu}}
+"""
+
+
+PINNED = SERVICE.replace("pvc://models/solver", "checkpoint://mine")
+FOLLOWING = SERVICE.replace('solver"}', 'solver", follow: {job: solver-rl}}')
+UNWEIGHED = LOOP[: LOOP.index("  evaluation: {suite")] + f"  digest: {DIGEST}\n"
+MADE = f"""
+---
+apiVersion: assay.dev/v1alpha1
+kind: Checkpoint
+metadata: {{name: solver-rl-1-20, namespace: team}}
+spec:
+  source: "pvc://solver-rl-checkpoints/solver-rl/checkpoints/step-000020"
+  digest: {DIGEST}
+  job: {{name: solver-rl, uid: 6f1d2b7c-8a54-4f0e-9c3d-2b1a0e9f8d7c, step: 20, version: "1.20"}}
 """
 
 
@@ -112,6 +129,70 @@ class TestPlan:
             for item in yaml.safe_load_all(capsys.readouterr().out)
         }
         assert owners == {"inferenceservice.solver", "verifiedrljob.solver-rl", "checkpoint.mine"}
+
+    def test_a_service_that_pins_a_checkpoint_of_the_file_is_planned_as_when_that_has_passed(
+        self, file: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        file.write_text(PINNED + LOOP.replace("evaluation:", f"digest: {DIGEST}\n  evaluation:"))
+        assert main(["plan", str(file)]) == 0
+        objects = list(yaml.safe_load_all(capsys.readouterr().out))
+        pointer = next(each for each in objects if each["metadata"]["name"] == "solver-pointer")
+        document = json.loads(pointer["data"]["pointer.json"])
+        assert document == {"path": "/checkpoints/mine", "version": DIGEST}
+
+    @pytest.mark.parametrize(
+        ("others", "why"),
+        [
+            ("", "Checkpoint mine does not exist in this namespace: "),
+            (LOOP.replace("namespace: team", "namespace: other"), "Checkpoint mine does not exist"),
+            (LOOP, "Checkpoint mine has no digest yet: "),
+            (UNWEIGHED, "Checkpoint mine is not verified: Its spec has no evaluation"),
+        ],
+        ids=["absent", "elsewhere", "without a digest", "never weighed"],
+    )
+    def test_what_is_missing_for_a_pin_is_said_in_a_line(
+        self, file: Path, capsys: pytest.CaptureFixture[str], others: str, why: str
+    ) -> None:
+        file.write_text(PINNED + others)
+        assert main(["plan", str(file)]) == 1
+        told = capsys.readouterr()
+        assert told.out == ""
+        (line,) = told.err.splitlines()
+        assert line.startswith(f"assay-operator: {file}: solver: {why}")
+
+    def test_a_service_that_follows_a_job_of_the_file_mounts_its_checkpoints(
+        self, file: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        file.write_text(FOLLOWING + LOOP + MADE)
+        assert main(["plan", str(file)]) == 0
+        objects = list(yaml.safe_load_all(capsys.readouterr().out))
+        engine = next(
+            each
+            for each in objects
+            if each["kind"] == "Deployment" and each["metadata"]["name"] == "solver-engine"
+        )
+        volumes = engine["spec"]["template"]["spec"]["volumes"]
+        claims = {each.get("persistentVolumeClaim", {}).get("claimName") for each in volumes}
+        assert {"models", "solver-rl-checkpoints"} <= claims
+
+    def test_an_engine_that_does_not_exist_is_told_for_each_object_that_asks_for_it(
+        self, file: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        wrong = "{accelerator: cpu, profile: deepseek-v4-pro}"
+        file.write_text((SERVICE + LOOP).replace("{accelerator: cpu}", wrong))
+        assert main(["plan", str(file)]) == 1
+        told = capsys.readouterr()
+        assert told.out == ""
+        names = [line.removeprefix("assay-operator: ") for line in told.err.splitlines()]
+        for line, name in zip(names, ("solver", "solver-rl", "mine"), strict=True):
+            assert line.startswith(f"{file}: {name}: ") and "deepseek-v4-pro" in line
+
+    def test_an_object_without_a_name_is_an_error(
+        self, file: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        file.write_text(SERVICE.replace("name: solver, ", ""))
+        assert main(["plan", str(file)]) == 1
+        assert f"{file}: InferenceService: metadata.name is missing" in capsys.readouterr().err
 
     def test_a_kind_that_has_no_children_is_checked_all_the_same(
         self, file: Path, capsys: pytest.CaptureFixture[str]

@@ -22,7 +22,16 @@ from hypothesis.stateful import (
 )
 
 from assay_operator.plan import ref
-from tests.unit.plan_fleet import BASE, CONTENTS, GATED, ROGUE, Cluster, digest, job
+from tests.unit.plan_fleet import (
+    BASE,
+    CONTENTS,
+    GATED,
+    ROGUE,
+    UNLOADABLE,
+    Cluster,
+    digest,
+    job,
+)
 
 Json = dict[str, Any]
 SCHEDULES = int(os.environ.get("ASSAY_PLANNER_SCHEDULES", "40"))
@@ -32,7 +41,8 @@ OTHER = dict(zip(CONTENTS, (*CONTENTS[1:], CONTENTS[0]), strict=True))
 FOLLOWS: Json = {"source": BASE, "follow": {"job": "solver-rl"}}
 MODELS: tuple[Json, ...] = (
     *({"source": f"pvc://models/{content}"} for content in ("good", "worse", "shapes", "pickle")),
-    *({"source": f"pvc://other/{content}"} for content in ("tiny", "good")),
+    *({"source": f"pvc://models/{content}"} for content in UNLOADABLE),
+    *({"source": f"pvc://other/{content}"} for content in ("tiny", "good", "shapes", "spoilt")),
     *({"source": f"checkpoint://solver-rl-1-{step}"} for step in (20, 40, 60)),
     FOLLOWS,
 )
@@ -144,10 +154,7 @@ class Schedule(RuleBasedStateMachine):
 
     @rule()
     def jobs_are_deleted(self) -> None:
-        children = self.cluster.children
-        self.cluster.children = {
-            name: item for name, item in children.items() if name.kind != "Job"
-        }
+        self.cluster.delete_jobs()
 
     def teardown(self) -> None:
         if not hasattr(self, "cluster"):

@@ -223,6 +223,19 @@ def test_a_worse_checkpoint_is_refused_and_never_stays() -> None:
     assert cluster.said().count("RolloutStarted") == started + 1, "but for once, by hand"
 
 
+def test_a_checkpoint_that_was_asked_for_by_name_before_it_was_tried_is_not_tried_twice() -> None:
+    cluster = serving()
+    cluster.write("worse", step=40, claim="models")
+    cluster.annotate("assay.dev/retry", "solver-rl-1-40")
+    cluster.reconcile()
+    cluster.serve("checkpoint://solver-rl-1-40")
+    cluster.run("Failed")
+    cluster.settle()
+    cluster.reconcile()
+    cluster.settle()
+    assert cluster.said().count("RolloutStarted") == 1
+
+
 def test_files_that_are_not_what_they_should_be_touch_no_engine() -> None:
     cluster = following()
     cluster.write("pickle", step=20)
@@ -363,7 +376,7 @@ def test_new_pods_that_do_not_come_up_are_taken_back_with_the_old_template() -> 
     assert cluster.contents() == {"tiny"} and cluster.uids() & before
 
 
-def test_another_wish_while_no_pod_can_start_with_the_new_weights_begins_from_the_old_ones() -> None:
+def test_another_wish_while_no_pod_starts_with_the_new_weights_begins_from_the_old_ones() -> None:
     """There is no gate, so that nobody tried them before all pods were to start with them."""
     cluster = serving(rollout={"canary": {"hold": "5s"}})
     before, pods = cluster.uids(), template(cluster)
@@ -518,12 +531,68 @@ def test_a_suite_that_goes_away_meanwhile_ends_the_rollout_soon() -> None:
     cluster.serve(NEXT)
     cluster.run("Canary")
     cluster.found[SUITE] = None
+    cluster.suite_gone = True
     began = cluster.now
     state = cluster.run("Failed")
     assert state["reason"] == "GateBroken" and "does not exist" in state["detail"]
     assert cluster.now - began < 60
     cluster.settle()
     assert cluster.contents() == {"tiny"} and "refused" not in cluster.status
+
+
+def deleted_as_the_gate_begins() -> Cluster:
+    """The suite was there when it was looked up last, so the gate's Job was made. Its pod hangs."""
+    cluster = serving()
+    cluster.serve(NEXT)
+    cluster.run("Canary")
+    cluster.suite_gone = True
+    cluster.run("Gating")
+    cluster.reconcile()
+    cluster.advance(5)
+    assert [pod["status"]["phase"] for pod in cluster.pods.values()] == ["Pending"]
+    return cluster
+
+
+def test_a_gate_that_cannot_begin_without_its_suite_is_not_waited_for() -> None:
+    cluster = deleted_as_the_gate_begins()
+    cluster.found[SUITE] = None
+    began = cluster.now
+    state = cluster.run("Failed")
+    assert cluster.now - began < 30, "as soon as the suite is known to be missing"
+    assert state["reason"] == "GateBroken"
+    told = [event for event in cluster.events if event.startswith("GateBroken")]
+    for text in (state["detail"], cluster.condition("RolledOut")["message"], *told):
+        assert f"ConfigMap {SUITE.name}, which spec.rollout.gate.suite names" in text
+        assert "create it" in text
+    cluster.settle()
+    assert cluster.contents() == {"tiny"} and "refused" not in cluster.status
+
+
+def test_once_its_suite_is_there_again_it_is_tried_again_by_itself() -> None:
+    cluster = deleted_as_the_gate_begins()
+    cluster.found[SUITE] = None
+    cluster.run("Failed")
+    cluster.settle()
+    assert cluster.condition("Target")["reason"] == "SuiteMissing"
+    cluster.found[SUITE] = {"data": {"suite.jsonl": ""}}
+    cluster.suite_gone = False
+    cluster.run("Done")
+    cluster.settle()
+    assert cluster.contents() == {"good"}
+
+
+def test_a_gate_that_has_begun_goes_on_without_its_suite() -> None:
+    cluster = serving()
+    cluster.serve(NEXT)
+    cluster.run("Gating")
+    cluster.reconcile()
+    cluster.advance(1)
+    cluster.found[SUITE] = None
+    cluster.suite_gone = True
+    cluster.run("Done")
+    cluster.settle()
+    assert cluster.contents() == {"good"}
+    assert "GateBroken" not in cluster.said()
 
 
 def test_a_gate_that_is_taken_away_is_not_waited_for() -> None:
@@ -556,6 +625,52 @@ def test_a_pause_touches_no_engine() -> None:
     cluster.run("Done")
     cluster.settle()
     assert cluster.contents() == {"good"}
+
+
+def test_a_pause_halts_the_deployment_that_makes_new_pods() -> None:
+    recreate: Json = {"canary": {"hold": "5s"}, "strategy": "Recreate"}
+    cluster = serving(rollout=recreate, replicas=3)
+    cluster.serve(NEXT)
+    cluster.run("Recreating")
+    while not cluster.rollout.get("updated"):
+        cluster.advance(1)
+        cluster.reconcile()
+    before = cluster.uids()
+    cluster.change(rollout={**recreate, "paused": True})
+    for _ in range(120):
+        cluster.reconcile()
+        cluster.advance(1)
+    deployment = cluster.children[Ref("Deployment", "solver-engine")]
+    assert deployment["spec"]["paused"] is True and before <= cluster.uids()
+    assert cluster.contents() == {"tiny", "good"}, "old and new ones serve side by side"
+    assert cluster.condition("RolledOut")["reason"] == "Paused"
+    assert cluster.condition("Ready")["status"] == "True"
+    cluster.change(rollout=recreate)
+    cluster.settle()
+    assert cluster.contents() == {"good"}
+    assert "paused" not in cluster.children[Ref("Deployment", "solver-engine")]["spec"]
+
+
+def test_a_lone_replica_is_not_missing_while_a_new_pod_takes_its_place() -> None:
+    """By Recreate, too: maxUnavailable is 0 then, and the Deployment makes the other pod first."""
+    cluster = serving(replicas=1, rollout={**GATED, "strategy": "Recreate"})
+    (before,) = cluster.uids()
+    cluster.serve(NEXT)
+    told, ready, pods = [], [], []
+    for _ in range(200):
+        cluster.reconcile()
+        message = cluster.rollout["message"].partition(":")[0]
+        if message not in told:
+            told.append(message)
+        ready.append(cluster.status["readyReplicas"])
+        pods.append(len(cluster.uids()))
+        if cluster.rollout["phase"] == "Done" and cluster.contents() == {"good"}:
+            break
+        cluster.advance(1)
+    assert told == ["Inspecting", "Gating", "Recreating", "Done"], "no canary, and no hold"
+    assert min(ready) == 1 and max(pods) == 2
+    assert cluster.children[Ref("Deployment", "solver-engine")]["spec"]["replicas"] == 1
+    assert before not in cluster.uids()
 
 
 def test_another_wish_half_way_starts_anew_from_what_is_served() -> None:

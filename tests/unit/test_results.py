@@ -12,6 +12,7 @@ from assay_operator.inference.results import (
     STUCK_SECONDS,
     JobResult,
     job_result,
+    waits,
 )
 from tests.unit.worlds import NOW, ago
 
@@ -272,6 +273,51 @@ def test_a_pod_that_is_being_deleted_is_not_stuck() -> None:
     gone = pod(created=900, phase="Pending", containerStatuses=[waiting("ContainerCreating")])
     gone["metadata"]["deletionTimestamp"] = ago(1)
     assert job_result(job(since=900), [gone], NOW) is None
+
+
+# Whether what it mounts may still be missing
+
+
+def sandbox(status: str) -> Json:
+    scheduled = {"type": "PodScheduled", "status": "True", "lastTransitionTime": ago(5)}
+    made = {"type": "PodReadyToStartContainers", "status": status, "lastTransitionTime": ago(5)}
+    creating = [waiting("ContainerCreating")]
+    return {
+        "phase": "Pending",
+        "conditions": [scheduled, made],
+        "containerStatuses": creating,
+    }
+
+
+@pytest.mark.parametrize(
+    "pods",
+    [
+        [],
+        [pod(**sandbox("False"))],
+        [pod("new", **sandbox("False")), pod("old", created=90, phase="Failed")],
+    ],
+    ids=["no pod yet", "a pod whose volumes are not there", "such a pod after one that was killed"],
+)
+def test_a_job_waits_until_a_pod_has_its_volumes(pods: list[Json]) -> None:
+    assert waits(job(), pods)
+
+
+@pytest.mark.parametrize(
+    "status",
+    [sandbox("True"), {"phase": "Running"}, {"phase": "Succeeded"}],
+    ids=["it pulls its image", "it runs", "it is over"],
+)
+def test_a_pod_that_has_begun_has_all_that_it_mounts(status: Json) -> None:
+    assert not waits(job(), [pod(**status)])
+
+
+@pytest.mark.parametrize("end", ["Failed", "Complete"])
+def test_a_job_that_ended_waits_for_nothing_even_where_its_pods_are_not_seen(end: str) -> None:
+    assert not waits(job(ended=end, since=1), [])
+
+
+def test_a_pod_of_an_earlier_job_of_the_same_name_has_not_begun_for_this_one() -> None:
+    assert waits(job(), [pod(owner="job-0", phase="Running")])
 
 
 # Weighing: an inspection before, an engine beside

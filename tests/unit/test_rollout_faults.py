@@ -28,11 +28,11 @@ from hypothesis.stateful import (
 from assay_operator.inference.rollout_state import read
 from assay_operator.inference.rollout_world import Target
 from tests.unit.rollout_fleet import (
-    BROKEN,
     GOOD,
     POLICY,
     SHAPES,
     TARGETS,
+    UNLOADABLE,
     WORSE,
     A,
     B,
@@ -61,13 +61,18 @@ class Schedule(RuleBasedStateMachine):
         unavailable=st.integers(0, 2),
         gate=st.booleans(),
         in_flight=st.sampled_from(["Finish", "Continue"]),
+        strategy=st.sampled_from(["InPlace", "InPlace", "Recreate"]),
         goal=st.sampled_from(TARGETS[1:]),
         serves=st.booleans(),
         pace=st.sampled_from([1, 3, 6]),
     )
-    def begin(self, wanted, unavailable, gate, in_flight, goal, serves, pace) -> None:
+    def begin(self, wanted, unavailable, gate, in_flight, strategy, goal, serves, pace) -> None:
         policy = replace(
-            POLICY, max_unavailable=unavailable, gate=gate or unavailable == 1, in_flight=in_flight
+            POLICY,
+            max_unavailable=unavailable,
+            gate=gate or unavailable == 1,
+            in_flight=in_flight,
+            strategy=strategy,
         )
         self.fleet = Fleet(wanted, policy)
         if serves:
@@ -139,14 +144,18 @@ class Schedule(RuleBasedStateMachine):
         wanted=st.integers(0, 5),
         unavailable=st.integers(0, 2),
         in_flight=st.sampled_from(["Finish", "Continue"]),
+        strategy=st.sampled_from(["InPlace", "Recreate"]),
         what=st.sampled_from(["wanted", "policy"]),
     )
-    def spec_changes(self, wanted, unavailable, in_flight, what) -> None:
+    def spec_changes(self, wanted, unavailable, in_flight, strategy, what) -> None:
         if what == "wanted":
             self.fleet.wanted = wanted
         else:
             self.fleet.policy = replace(
-                self.fleet.policy, max_unavailable=unavailable, in_flight=in_flight
+                self.fleet.policy,
+                max_unavailable=unavailable,
+                in_flight=in_flight,
+                strategy=strategy,
             )
 
     @rule(paused=st.sampled_from([False, False, True]))
@@ -188,7 +197,7 @@ class Schedule(RuleBasedStateMachine):
             return
         fleet.heal()
         fleet.wanted = max(fleet.wanted, 1)
-        if fleet.rollout is None and fleet.target == BROKEN:
+        if fleet.rollout is None and fleet.target in UNLOADABLE:
             # What never served has nothing to go back to.
             fleet.target = A
         fleet.settle()
@@ -234,6 +243,7 @@ def test_nothing_unweighed_is_served_and_it_settles_under_generated_faults() -> 
         "InspectionBroken",
         "LoadFailed",
         "Recreate",
+        "ReplicasFail",
         "RolledBack",
         "RolloutCommitted",
         "RolloutDone",

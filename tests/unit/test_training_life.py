@@ -507,10 +507,12 @@ def test_a_job_that_finished_while_it_was_being_suspended_is_complete() -> None:
         (Ref("PersistentVolumeClaim", "ckpt"), "StorageMissing"),
         (Ref("PersistentVolumeClaim", "models"), "ModelMissing"),
         (Ref("ConfigMap", "heldout"), "SuiteMissing"),
+        (Ref("ConfigMap", "own"), "DataMissing"),
     ],
 )
 def test_what_is_missing_is_named_and_waited_for(missing: Ref, reason: str) -> None:
-    cluster = Cluster()
+    data = {"source": None, "configMap": "own"} if missing.name == "own" else {}
+    cluster = Cluster({"data": data})
     cluster.found[missing] = None
     cluster.ticks(40)
     assert cluster.phase == "Pending"
@@ -519,9 +521,23 @@ def test_what_is_missing_is_named_and_waited_for(missing: Ref, reason: str) -> N
     assert missing.name in admitted["message"]
     assert not cluster.pods
     assert said(cluster) == ["NotAdmitted"]
-    cluster.found[missing] = {"kind": missing.kind}
+    keys = {"suite.jsonl": "", "data.jsonl": ""}
+    cluster.found[missing] = {"kind": missing.kind, "data": keys}
     cluster.until("Complete")
     assert cluster.status["restarts"] == 0
+
+
+def test_a_config_map_without_the_key_that_is_mounted_is_as_good_as_none() -> None:
+    cluster = Cluster()
+    suite = Ref("ConfigMap", "heldout")
+    cluster.found[suite] = {"data": {"suite.json": ""}}
+    cluster.ticks(5)
+    assert cluster.phase == "Pending" and not cluster.pods
+    admitted = cluster.condition("Admitted")
+    assert admitted["reason"] == "SuiteMissing"
+    assert "ConfigMap heldout with the key suite.jsonl" in admitted["message"]
+    cluster.found[suite] = {"binaryData": {"suite.jsonl": ""}}
+    cluster.until("Complete")
 
 
 def test_a_gang_that_runs_does_not_end_because_a_suite_was_deleted() -> None:

@@ -81,7 +81,8 @@ INFERENCE_SERVICE = Kind(
     columns=(
         Column("Ready", _condition("Ready", "status"), description="Whether a replica answers"),
         Column("Replicas", ".status.routable", description="Routable and wanted replicas"),
-        Column("Checkpoint", ".status.checkpoint", description="The weights that are served"),
+        # By name: a digest is longer than all the rest, and status.checkpoint has it.
+        Column("Checkpoint", ".status.served.name", description="The weights that are served"),
         Column("Score", ".status.score", type="number", description="How they scored"),
         Column("URL", ".status.url", description="Where the OpenAI API is served"),
         Column("Reason", _condition("Ready", "reason"), description="Why it is, or is not, ready"),

@@ -18,10 +18,10 @@ from assay_operator.checkpoints import results
 from assay_operator.checkpoints.observation import Observation, claim_of
 from assay_operator.checkpoints.results import Finding
 from assay_operator.checkpoints.weighing import Names, objects
-from assay_operator.conditions import Verdict, by_type, conditions, validation_message
+from assay_operator.conditions import by_type, conditions, refusal
 from assay_operator.config import OperatorConfig
-from assay_operator.inference.jobs import JobResult, job_result
-from assay_operator.inference.observation import condition_of, parse_time
+from assay_operator.inference.jobs import JobResult, job_result, waits
+from assay_operator.inference.observation import condition_of, has_key, parse_time
 from assay_operator.inference.profiles import UnsupportedProfile
 from assay_operator.plan import Event, Json, Plan, Ref
 
@@ -34,8 +34,8 @@ AGAIN_SECONDS = 300.0
 """After which a Job that came to no verdict is done again."""
 _NO_NEWS = frozenset(
     {
-        *("Weighing", "Inspecting", "NotWeighed", "NotEvaluated"),
-        *("WrittenByTraining", "Inspected"),
+        *(*results.UNDER_WAY, "NotWeighed", "NotEvaluated"),
+        *("WrittenByTraining", results.INTACT),
     }
 )
 _VERDICTS = frozenset({"ScoreTooLow", "Undecided"})
@@ -61,7 +61,7 @@ def plan(observation: Observation, config: OperatorConfig, now: datetime) -> Pla
     try:
         spec = CheckpointSpec.model_validate(observation.checkpoint["spec"])
     except ValidationError as error:
-        wrong = Verdict(False, "InvalidSpec", validation_message(error))
+        wrong = refusal(error)
         return _told(observation, _Work(Finding(None, wrong, wrong)), now, prune=False)
     if spec.job:
         return _told(observation, _Work(results.of_training(observation.checkpoint, spec)), now)
@@ -76,19 +76,21 @@ def _brought(
         return _Work(settled)
     metadata = observation.checkpoint["metadata"]
     names = Names(metadata["name"], metadata["namespace"])
-    job = observation.children.get(names.job)
-    if job is None and (missing := _missing(observation, spec)):
+    job, missing = observation.children.get(names.job), _missing(observation, spec)
+    result = job_result(job, observation.pods, now) if job else None
+    ended = result is not None and result.finished
+    if missing and not ended and (job is None or waits(job, observation.pods)):
+        # A Job whose pod hangs for it goes, for the kubelet looks again but every two minutes.
         return _Work(missing, next_look=WAITING_SECONDS)
     try:
         wanted = objects(names, spec, config)
     except UnsupportedProfile as error:
         return _Work(results.impossible(spec, "UnsupportedProfile", str(error)))
-    result = job_result(job, observation.pods, now) if job else None
     if job is None or result is None:
-        waits = _refused(observation, spec) or results.under_way(spec)
-        return _Work(waits, wanted, WORKING_SECONDS)
+        told = _refused(observation, spec) or results.under_way(spec)
+        return _Work(told, wanted, WORKING_SECONDS)
     finding = results.of_job(spec, result, now)
-    if result.verdict != "broken":
+    if not finding.open:
         # The Job stays until the status says what it found: whoever dies in between reads it again.
         return _Work(finding, wanted, next_look=1.0)
     return _Work(finding, () if _again(job, result, now) else wanted, WORKING_SECONDS)
@@ -129,16 +131,14 @@ def _missing(observation: Observation, spec: CheckpointSpec) -> Finding | None:
     if spec.evaluation is None:
         return None
     suite = spec.evaluation.suite
-    config_map = found.get(Ref("ConfigMap", suite.configMap), {})
-    keys = None
-    if config_map is not None:
-        keys = {**(config_map.get("data") or {}), **(config_map.get("binaryData") or {})}
-    if keys is None:
-        what = f"ConfigMap {suite.configMap} does not exist in this namespace"
-    elif config_map and suite.key not in keys:
-        what = f"ConfigMap {suite.configMap} has no key {suite.key}"
-    else:
+    name = Ref("ConfigMap", suite.configMap)
+    config_map = found.get(name)
+    if name not in found or (config_map and has_key(config_map, suite.key)):
         return None
+    if config_map is None:
+        what = f"ConfigMap {suite.configMap} does not exist in this namespace"
+    else:
+        what = f"ConfigMap {suite.configMap} has no key {suite.key}"
     return results.impossible(
         spec, "SuiteMissing", f"{what}: it holds the items to weigh by. Create it."
     )

@@ -14,6 +14,9 @@ from assay_operator.inference.jobs import JobResult
 from assay_operator.plan import EVALUATION_ANNOTATION, Json
 
 INTACT = "Inspected"
+UNDER_WAY = frozenset({"Inspecting", "Weighing"})
+"""Reasons of the conditions while the Job runs."""
+_OPEN = "NoVerdict"
 _BROKEN_FILES = frozenset({"OtherDigest", "Unsafe", "Damaged"})
 _WEIGHED = frozenset({"Weighed", "ScoreTooLow", "Undecided"})
 _NEVER = Verdict(
@@ -40,6 +43,11 @@ class Finding:
     intact: Verdict
     verified: Verdict
     evaluations: tuple[Json, ...] = ()
+
+    @property
+    def open(self) -> bool:
+        """Whether the Job came to no verdict, so that another is to be made."""
+        return _OPEN in {self.intact.reason, self.verified.reason}
 
 
 class _Trained(BaseModel):
@@ -144,12 +152,12 @@ def of_job(spec: CheckpointSpec, result: JobResult, now: datetime) -> Finding:
         wrong = Verdict(False, reason, f"{message} {_ANEW}")
         return Finding(digest, wrong, wrong)
     if inspection.get("intact") is not True:
-        return impossible(spec, "NoVerdict", _no_verdict(result))
+        return impossible(spec, _OPEN, _no_verdict(result))
     intact = Verdict(True, INTACT, "Its files are whole and safe to load.")
     if spec.evaluation is None:
         return Finding(digest, intact, _NEVER)
     if result.verdict == "broken":
-        return Finding(digest, intact, Verdict(False, "NoVerdict", _no_verdict(result)))
+        return Finding(digest, intact, Verdict(False, _OPEN, _no_verdict(result)))
     entry = _evaluation(spec.evaluation.suite.configMap, result.summary, now)
     return Finding(digest, intact, _weighed(result), (entry,) if entry else ())
 

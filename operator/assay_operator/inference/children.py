@@ -36,6 +36,7 @@ def desired(
     workers: str,
     move: Move,
     surge: int = 0,
+    halted: bool = False,
 ) -> tuple[Json, ...]:
     """All these children of one service, in the order in which they are to be applied.
 
@@ -49,6 +50,7 @@ def desired(
         workers: the router's list of workers, as `workers_document` writes it.
         move: how many engines there are to be, and where requests go.
         surge: engine pods above that.
+        halted: whether no engine pod gives way to one of another template.
     """
     document = json.dumps({"path": pointer.path, "version": pointer.version})
     return (
@@ -62,6 +64,7 @@ def desired(
             unavailable=spec.max_unavailable,
             template=template,
             progress_seconds=profile.startup_seconds + 600,
+            paused=halted,
         ),
         _deployment(
             identity,
@@ -181,6 +184,7 @@ def _deployment(
     unavailable: int,
     template: Json,
     progress_seconds: int,
+    paused: bool = False,
 ) -> Json:
     return {
         "apiVersion": "apps/v1",
@@ -190,6 +194,7 @@ def _deployment(
             "replicas": replicas,
             "revisionHistoryLimit": 3,
             "progressDeadlineSeconds": progress_seconds,
+            **({"paused": True} if paused else {}),
             # The operator needs a moment to prove a new replica and to route to it before an old
             # one goes.
             "minReadySeconds": 10,

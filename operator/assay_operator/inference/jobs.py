@@ -20,6 +20,7 @@ from assay_operator.inference.results import (
     VERIFIER,
     JobResult,
     job_result,
+    waits,
 )
 from assay_operator.inference.verifierpods import (
     SCRATCH,
@@ -52,6 +53,7 @@ __all__ = [
     "inspection_job",
     "job_result",
     "network_policy",
+    "waits",
     "weighing_job",
 ]
 

@@ -155,6 +155,11 @@ def labels_of(item: Json) -> dict[str, str]:
     return labels
 
 
+def has_key(config_map: Json, key: str) -> bool:
+    """Whether a ConfigMap has something under a key."""
+    return key in (config_map.get("data") or {}) or key in (config_map.get("binaryData") or {})
+
+
 def is_terminating(pod: Json) -> bool:
     """Whether the pod is on its way out: it must get no new request."""
     return bool(pod["metadata"].get("deletionTimestamp"))

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from assay_operator.api.inference_service import InferenceServiceSpec
 from assay_operator.api.meta import seconds
-from assay_operator.conditions import Verdict, validation_message
+from assay_operator.conditions import Verdict, refusal
 from assay_operator.config import OperatorConfig
 from assay_operator.inference import activation
 from assay_operator.inference import status as report
@@ -87,11 +87,8 @@ def plan(observation: Observation, config: OperatorConfig, now: datetime) -> Pla
             spec.engine.tuning,
             spec.engine.parallelism,
         )
-    except ValidationError as error:
-        refused = Verdict(False, "InvalidSpec", validation_message(error))
-        return _refused(observation, refused, now)
-    except UnsupportedProfile as error:
-        return _refused(observation, Verdict(False, "UnsupportedProfile", str(error)), now)
+    except (ValidationError, UnsupportedProfile) as error:
+        return _refused(observation, refusal(error), now)
     memory = recall(observation.service.get("status") or {})
     choice = choose(observation, spec, memory)
     if choice.target is None:
@@ -148,7 +145,8 @@ class _Planner:
 
     def plan(self) -> Plan:
         free = self._free()
-        fleet = Fleet(self.observation, self.target, self.memory.known, free, self.now)
+        known = self.memory.known
+        fleet = Fleet(self.observation, self.identity, self.target, known, free, self.now)
         found = fleet.replicas()
         outcomes = self._outcomes()
         made = step(self.old.get("rollout"), self._world(found, outcomes))
@@ -182,9 +180,17 @@ class _Planner:
                     workers=document,
                     move=move,
                     surge=made.surge,
+                    halted=made.halted,
                 ),
                 *driver_objects(self.identity, self.asked, self.config),
-                *trial_objects(trial, made, self.memory.rollout, self.observation, found),
+                *trial_objects(
+                    trial,
+                    made,
+                    self.memory.rollout,
+                    self.observation,
+                    found,
+                    outcomes=outcomes,
+                ),
             ),
             status=status,
             events=(

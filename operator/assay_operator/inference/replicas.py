@@ -40,6 +40,7 @@ class Fleet:
 
     Attributes:
         observation: what is seen of it.
+        identity: the service's names.
         target: what shall be served.
         known: weights that engines may report.
         free: places where overrides mount volumes of their own.
@@ -47,6 +48,7 @@ class Fleet:
     """
 
     observation: Observation
+    identity: Identity
     target: Target
     known: tuple[Target, ...]
     free: frozenset[str]
@@ -55,9 +57,10 @@ class Fleet:
     def replicas(self) -> tuple[Replica, ...]:
         """All engine pods."""
         listed = routed(self.observation, self.now)
-        return tuple(self._replica(pod, listed) for pod in self.observation.engines)
+        named = _workers(self.observation, self.identity)
+        return tuple(self._replica(pod, listed, named) for pod in self.observation.engines)
 
-    def _replica(self, pod: Json, listed: frozenset[str] | None) -> Replica:
+    def _replica(self, pod: Json, listed: frozenset[str] | None, named: frozenset[str]) -> Replica:
         uid, url = pod["metadata"]["uid"], engine_url(pod)
         probe, work = self.observation.probes.get(uid), self.observation.works.get(uid, Work())
         version = probe.version if probe else None
@@ -70,6 +73,7 @@ class Fleet:
             version=None if version is None else really(pod, version, versions, self.free),
             generated=bool(probe and probe.generated),
             listed=_listed(self.observation, url),
+            named=url in named,
             routable=listed is not None and is_ready(pod) and url in listed,
             requests=work.requests,
             paused=work.paused,
@@ -169,7 +173,7 @@ def membership(
         found: all its engines.
         step: says which of them may be used.
     """
-    listed = _workers(observation, identity)
+    named = _workers(observation, identity)
     by_uid = {each.uid: each for each in found}
     members: dict[str, str] = {}
     awaited = False
@@ -182,7 +186,7 @@ def membership(
             members[replica.uid] = url
             continue
         awaited = True
-        if version is None and url in listed:
+        if version is None and url in named:
             members[replica.uid] = url
     routable = frozenset(uid for uid in members if by_uid[uid].routable)
     return Membership(members, routable, awaited or len(routable) < len(members))

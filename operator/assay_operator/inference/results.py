@@ -105,6 +105,32 @@ def job_result(job: Json, pods: Iterable[Json], now: datetime) -> JobResult | No
     return result("broken", {}, why, finished=False) if why else None
 
 
+def waits(job: Json, pods: Iterable[Json]) -> bool:
+    """Whether a Job goes on and none of its pods has begun or is over well.
+
+    One that has begun has all that it mounts, whatever is deleted since. A failed one counts for
+    nothing: the pod that is made in its place needs it all again.
+
+    Args:
+        job: as the API server has it.
+        pods: as for `job_result`.
+    """
+    if _true_condition(job, "Failed") or _true_condition(job, "Complete"):
+        return False
+    return not any(_has_begun(pod) for pod in _pods_of(job, pods))
+
+
+def _has_begun(pod: Json) -> bool:
+    phase = pod.get("status", {}).get("phase", "Pending")
+    return phase != "Failed" and (phase != "Pending" or _has_sandbox(pod))
+
+
+def _has_sandbox(pod: Json) -> bool:
+    """Whether its containers can be made: with its volumes in place it may still pull an image."""
+    sandbox = condition_of(pod, "PodReadyToStartContainers")
+    return sandbox is not None and sandbox["status"] == "True"
+
+
 def _never_begins(job: Json, pods: Sequence[Json], now: datetime) -> str | None:
     """Why a Job that runs will say nothing, and what to do; None where it may."""
     for pod in pods:
@@ -320,10 +346,7 @@ def _engine_fails(pod: Json, now: datetime) -> str | None:
 
 
 def _waits_for_volumes(pod: Json, where: str) -> str | None:
-    sandbox = condition_of(pod, "PodReadyToStartContainers")
-    begun = sandbox is not None and sandbox["status"] == "True"
-    # With its volumes in place it pulls an image, which may take long.
-    if begun or pod.get("status", {}).get("phase") != "Pending":
+    if _has_sandbox(pod) or pod.get("status", {}).get("phase") != "Pending":
         return None
     needs = "; ".join(_volumes(pod)) or "its volumes"
     return (

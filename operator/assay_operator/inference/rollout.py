@@ -203,7 +203,7 @@ def _outcome(known: Rollout, after: Rollout, world: World, diary: Diary) -> Step
         canary=_one_more(known, after, admitted),
         excluded=known.excluded | after.excluded,
         surge=int((known.surge or after.surge) and world.wanted > 0),
-        recreate=known.strategy == "Recreate" and known.mixed,
+        halted=known.renews and (known.paused or after.paused),
         # Until the state that has its result is written, that result is nowhere but in the Job.
         jobs=(known.job,) if known.job is not None else (),
         actions=tuple(actions(after, world)),

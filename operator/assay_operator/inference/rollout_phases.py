@@ -15,6 +15,7 @@ from assay_operator.inference.rollout_weighing import (
     enter,
     gating,
     inspecting,
+    unmounted,
 )
 from assay_operator.inference.rollout_words import missing, sentences, short, who
 from assay_operator.inference.rollout_world import Diary, Replica, World
@@ -56,16 +57,24 @@ def _canary(rollout: Rollout, world: World, diary: Diary) -> Rollout:
 
 
 def _picked(rollout: Rollout, world: World, diary: Diary) -> Rollout:
-    """With a canary, if a replica can be spared: one that serves nobody yet before the others."""
+    """With a canary, if a replica can be spared: one that serves nobody yet before the others.
+
+    One that a router is still to read of is none: it might read the older list late, and send
+    requests while the weights change.
+    """
     found = [
         each
         for each in world.live.values()
         if each.generated
         and each.version in rollout.admitted
         and each.uid not in rollout.excluded
+        and (each.listed or not each.named)
         and may_take(rollout, world, each)
     ]
     if found and not rollout.idle:
+        if why := unmounted(rollout, world):
+            # There was no pod when the target was inspected.
+            return by_recreating(rollout, world, diary, why)
         chosen = min(found, key=lambda each: (each.routable, each.pod))
         taken = take(rollout, world, chosen, rollout.target)
         return replace(taken, canary=Canary(chosen.uid, chosen.pod))
@@ -182,6 +191,11 @@ def _waving(rollout: Rollout, world: World, diary: Diary) -> Rollout:
     return completed(rollout, world, diary, why)
 
 
+def _recreating(rollout: Rollout, world: World, diary: Diary) -> Rollout:
+    # Without replicas nobody knows yet whether any can start with it.
+    return rollout if rollout.idle else _waving(rollout, world, diary)
+
+
 def _returning(rollout: Rollout, world: World, diary: Diary) -> Rollout:
     stalled = world.since(rollout.progress) >= world.policy.start_seconds
     moving = [record for record in rollout.records if record.stage != "Quarantined"]
@@ -220,7 +234,7 @@ PHASES: Mapping[Phase, Callable[[Rollout, World, Diary], Rollout]] = MappingProx
         "Gating": gating,
         "Holding": _holding,
         "Waving": _waving,
-        "Recreating": _waving,
+        "Recreating": _recreating,
         "Returning": _returning,
     }
 )

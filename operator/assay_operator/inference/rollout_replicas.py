@@ -29,7 +29,7 @@ OTHER_SECONDS = 10.0
 PROVE_SECONDS = 60.0
 QUARANTINE_SECONDS = 600.0
 MAX_RESTARTS = 3
-"""Pods deleted in one rollout above one for each replica: then they are only loaded again."""
+"""Pods deleted in one rollout above one for each replica: then one more for each quarantine."""
 
 
 def goal_of(rollout: Rollout) -> Target:
@@ -137,7 +137,6 @@ def _is_member(rollout: Rollout, replica: Replica) -> bool:
 def _taken(rollout: Rollout, world: World, diary: Diary) -> Rollout:
     """Takes replicas that have other weights than they shall have, those that serve last."""
     goal = goal_of(rollout)
-    rolls = rollout.strategy == "Recreate" and rollout.mixed
     holds = rollout.canary.uid if rollout.phase == "Holding" and rollout.canary else None
     for replica in sorted(world.live.values(), key=lambda each: (each.routable, each.pod)):
         known = rollout.record(replica.uid) or replica.uid == holds
@@ -145,7 +144,7 @@ def _taken(rollout: Rollout, world: World, diary: Diary) -> Rollout:
             continue
         # A Deployment that rolls replaces the pods of the old template; one of the new template
         # that read an old pointer can only be started anew.
-        if rolls and replica.template != rollout.template:
+        if rollout.renews and replica.template != rollout.template:
             continue
         if not may_take(rollout, world, replica):
             continue
@@ -157,7 +156,7 @@ def _taken(rollout: Rollout, world: World, diary: Diary) -> Rollout:
                 f"gets no request until it has {short(goal.version)}.",
             )
         rollout = take(rollout, world, replica, goal)
-        if rolls:
+        if rollout.renews:
             record = rollout.record(replica.uid)
             assert record is not None
             rollout = rollout.with_record(replace(record, stage="Restarting"))
@@ -304,11 +303,13 @@ class _Hand:
         if self._waited < QUARANTINE_SECONDS or self._world.policy.paused:
             return self._rollout
         record = replace(self._record, loads=0, guilty=False)
-        return self._rollout.with_record(self._at(record, "Out"))
+        # Loading it may never help: one pod more can be started anew.
+        restarts = min(self._rollout.restarts, self._most_restarts() - 1)
+        return replace(self._rollout, restarts=restarts).with_record(self._at(record, "Out"))
 
     def _given_up(self, record: Record) -> Rollout:
         rollout = self._rollout
-        restarts = rollout.restarts < self._world.wanted + MAX_RESTARTS
+        restarts = rollout.restarts < self._most_restarts()
         self._diary.warn(
             "ReplicaQuarantined",
             f"pod/{record.pod} cannot load {short(record.goal)}: {record.note}. It gets no "
@@ -318,6 +319,9 @@ class _Hand:
             rollout = replace(rollout, restarts=rollout.restarts + 1)
         stage = self._at(record, "Restarting" if restarts else "Quarantined")
         return rollout.with_record(stage)
+
+    def _most_restarts(self) -> int:
+        return self._world.wanted + MAX_RESTARTS
 
     def _is_canary(self) -> bool:
         """Whether it is to get weights that have not passed."""

@@ -190,6 +190,11 @@ class Rollout:
         )
 
     @property
+    def renews(self) -> bool:
+        """Whether the Deployment makes pods anew, for it or for its way back."""
+        return self.strategy == "Recreate" and self.mixed
+
+    @property
     def admitted(self) -> frozenset[str]:
         """The versions that any replica may serve."""
         if self.over:

@@ -177,6 +177,11 @@ def _not_in_place(rollout: Rollout, world: World, result: JobResult) -> str:
     if result.summary.get("inPlace") is False:
         reasons = "; ".join(map(str, result.summary.get("reasons") or []))
         return f"running engines cannot load it: {reasons or result.message}."
+    return unmounted(rollout, world)
+
+
+def unmounted(rollout: Rollout, world: World) -> str:
+    """Why the pods cannot read the target's files, empty where they can."""
     volume = rollout.target.volume
     without = [each.pod for each in world.live.values() if volume not in each.volumes]
     if without:

@@ -141,6 +141,11 @@ def _holding(rollout: Rollout, world: World) -> str:
 
 def _spreading(rollout: Rollout, world: World) -> str:
     new = short(rollout.target.version)
+    if rollout.idle and rollout.phase == "Recreating":
+        return (
+            f"Recreating: no replica is wanted, so there is none to start with {new}: it goes on "
+            "with the first."
+        )
     told = f"{rollout.phase}: {rollout.updated} of {world.wanted} replicas serve {new}."
     hands = [_hand(record, record.pod, short(record.goal)) for record in rollout.records]
     if hands:

@@ -47,6 +47,7 @@ class Replica:
             not stopped doing so since.
         listed: whether any router knows it, healthy or not; None where a router did not answer and
             no other one knows it.
+        named: whether the list of workers names it, read by the routers or not yet.
         routable: whether it is ready, and every router that answers finds it healthy.
         requests: that it has, running and waiting; None where it does not tell.
         paused: whether it holds its requests back; None where it does not tell.
@@ -63,6 +64,7 @@ class Replica:
     version: str | None = None
     generated: bool = False
     listed: bool | None = None
+    named: bool = False
     routable: bool = False
     requests: int | None = None
     paused: bool | None = None
@@ -187,7 +189,7 @@ class Step:
         canary: uid of a replica, and the one version more that it may serve.
         excluded: uids of replicas that must not be members, whatever they report.
         surge: how many engine pods there shall be above what is wanted.
-        recreate: whether the Deployment rolls because of the rollout.
+        halted: whether the Deployment stays as it is, in the midst of making pods anew.
         jobs: the Jobs that shall be there.
         actions: for engines and pods. They may be done only once `state` is written.
         events: what happened.
@@ -204,7 +206,7 @@ class Step:
     canary: tuple[str, str] | None = None
     excluded: frozenset[str] = frozenset()
     surge: int = 0
-    recreate: bool = False
+    halted: bool = False
     jobs: tuple[JobOrder, ...] = ()
     actions: tuple[Action, ...] = ()
     events: tuple[Event, ...] = ()

@@ -16,7 +16,7 @@ from assay_operator.conditions import Verdict
 from assay_operator.inference.children import POINTER_FILE
 from assay_operator.inference.memory import Memory
 from assay_operator.inference.objects import CHECKPOINTS_MOUNT, Identity
-from assay_operator.inference.observation import Observation
+from assay_operator.inference.observation import Observation, has_key
 from assay_operator.inference.places import ANY, Place, mount_of, mounts, place_of
 from assay_operator.inference.rollout_words import RETRY_ANNOTATION, short
 from assay_operator.inference.rollout_world import Target
@@ -37,8 +37,8 @@ def choose(observation: Observation, spec: InferenceServiceSpec, memory: Memory)
         memory: what its status says.
     """
     annotations = observation.service["metadata"].get("annotations") or {}
-    case = Case(observation, spec, memory, _retried(annotations, memory))
-    case = replace(case, pointer=_pointed(case))
+    case = Case(observation, spec, memory)
+    case = replace(case, retry=_retried(case, annotations), pointer=_pointed(case))
     made = replace(_by_spec(case), retry=case.retry)
     if asked := annotations.get(ROLLBACK_ANNOTATION):
         made = taken_back(case, asked, made)
@@ -46,17 +46,20 @@ def choose(observation: Observation, spec: InferenceServiceSpec, memory: Memory)
     return _with_suite(case, made)
 
 
-def _retried(annotations: Json, memory: Memory) -> str | None:
-    """The version that the user asks for again. It may be named as people see it."""
+def _retried(case: Case, annotations: Json) -> str | None:
+    """The version that the user asks for again. It may be named as people see it, and before it
+    was refused: then it is not tried twice."""
     asked: str | None = annotations.get(RETRY_ANNOTATION)
     if not asked:
         return None
-    found = {
-        str(each["version"])
-        for each in memory.refused
-        if asked == each.get("name") or names(asked, str(each.get("version")))
-    }
-    return found.pop() if len(found) == 1 else asked
+    offers = map(case.of_checkpoint, case.observation.checkpoints)
+    seen = [(each.name, each.version) for each in (case.source, *offers) if each]
+    refused = [(each.get("name"), str(each.get("version"))) for each in case.memory.refused]
+    for known in (seen, refused):
+        found = {version for name, version in known if asked == name or names(asked, version)}
+        if found:
+            return found.pop() if len(found) == 1 else asked
+    return asked
 
 
 def _pointed(case: Case) -> Target | None:
@@ -122,7 +125,10 @@ def _pinned(case: Case, name: str) -> Choice:
             return _not_pinned(case, f"CheckpointNot{kind}", told)
     target = case.of_checkpoint(item)
     if target is None:
-        told = f"Checkpoint {name} has no digest yet."
+        told = (
+            f"Checkpoint {name} has no digest yet: it is found when its files are read, or give it "
+            "as spec.digest."
+        )
         return _not_pinned(case, "CheckpointNotIntact", told)
     verdict = Verdict(True, "Pinned", f"spec.model.source pins Checkpoint {name}.")
     return Choice(target, verdict, others)
@@ -185,7 +191,7 @@ def suite_missing(observation: Observation, spec: InferenceServiceSpec) -> str:
             f"ConfigMap {name}, which spec.rollout.gate.suite names, does not exist in this "
             "namespace: create it."
         )
-    if key in (found.get("data") or {}) or key in (found.get("binaryData") or {}):
+    if has_key(found, key):
         return ""
     return (
         f"ConfigMap {name} has no key {key}: it shall hold the suite that spec.rollout.gate.suite "

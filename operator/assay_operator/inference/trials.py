@@ -22,6 +22,7 @@ from assay_operator.inference.jobs import (
     inspection_job,
     job_result,
     network_policy,
+    waits,
 )
 from assay_operator.inference.objects import Identity, engine_template, volume_of
 from assay_operator.inference.observation import Observation, engine_url
@@ -83,7 +84,7 @@ def results(
     missing: str,
     now: datetime,
 ) -> dict[str, JobResult]:
-    """What came of the Job that is ordered, by the order's id.
+    """What came of the Job that is ordered, or why it can come to nothing, by the order's id.
 
     Args:
         observation: what is seen of the service.
@@ -96,14 +97,13 @@ def results(
     if order is None:
         return {}
     job = observation.children.get(Ref("Job", job_name(identity, order)))
-    if job is not None:
-        found = job_result(job, observation.jobs, now)
-    elif order.kind == "gate" and spec.rollout.gate is None:
-        found = result("pass", {}, "spec.rollout.gate was taken away, so nothing is asked.")
-    elif order.kind == "gate" and missing:
-        found = result("broken", {}, missing)
-    else:
-        found = None
+    found = job_result(job, observation.jobs, now) if job else None
+    if order.kind == "gate" and not (found and found.finished):
+        if job is None and spec.rollout.gate is None:
+            found = result("pass", {}, "spec.rollout.gate was taken away, so nothing is asked.")
+        elif missing and (job is None or waits(job, observation.jobs)):
+            # Its pod would hang for as long as the suite is missing, and say nothing.
+            found = result("broken", {}, missing, finished=False)
     return {order.id: found} if found else {}
 
 
@@ -124,8 +124,13 @@ def trial_objects(
     rollout: Rollout | None,
     observation: Observation,
     found: Iterable[Replica],
+    *,
+    outcomes: Mapping[str, JobResult],
 ) -> tuple[Json, ...]:
     """The Jobs that shall be there, and what their pods may reach.
+
+    One whose result is known without it is not made: a pass that changes a child is planned anew
+    before its status is written, and that plan would find the Job and wait for it.
 
     Args:
         trial: what they are made from.
@@ -133,15 +138,18 @@ def trial_objects(
         rollout: as the step found it, with the Job that was ordered.
         observation: what is seen of the service.
         found: all its engines.
+        outcomes: what is known of the Jobs, as `results` has it.
     """
     if rollout is None:
         return ()
     made: list[Json] = []
     for order in step.jobs:
+        there = observation.children.get(Ref("Job", job_name(trial.identity, order)))
+        if there is None and order.id in outcomes:
+            continue
         if order.kind == "inspect":
             made += _inspection(trial, order, rollout)
         elif trial.spec.rollout.gate:
-            there = observation.children.get(Ref("Job", job_name(trial.identity, order)))
             asked = _asked(there) if there else _to_ask(order, step, rollout, observation, found)
             if asked:
                 made += _gate(trial, order, rollout.target, asked)

@@ -23,6 +23,7 @@ from assay_operator.inference.observation import (
     labels_of,
 )
 from assay_operator.inference.planner import plan
+from assay_operator.inference.references import References, is_made_by, references
 from assay_operator.plan import Json, Plan, Ref
 from assay_operator.reconcilers.shell import (
     COMPONENT_LABEL,
@@ -34,47 +35,6 @@ from assay_operator.reconcilers.shell import (
 from assay_operator.sglang.client import Listing
 
 Planner = Callable[[Observation, OperatorConfig, datetime], Plan]
-_PINNED = "checkpoint://"
-
-
-@dataclass(frozen=True)
-class References:
-    """What a service's spec names beyond itself.
-
-    Attributes:
-        pinned: the Checkpoint of its own namespace that it pins.
-        job: the name of the job that it follows, and
-        namespace: where that is.
-        names: objects of users in its own namespace.
-    """
-
-    pinned: str | None = None
-    job: str | None = None
-    namespace: str = ""
-    names: tuple[Ref, ...] = ()
-
-    def topics(self, own: str) -> frozenset[Topic]:
-        """What must wake a service in the namespace `own`."""
-        found = {Topic("Checkpoint", own)} if self.pinned else set()
-        if self.job:
-            kinds = ("Checkpoint", "VerifiedRLJob", "CheckpointGrant")
-            found |= {Topic(kind, self.namespace) for kind in kinds}
-        return frozenset(found)
-
-
-def references(service: Json) -> References:
-    """What a service's spec refers to; the spec has only been through the API server's schema."""
-    spec, namespace = service.get("spec") or {}, service["metadata"]["namespace"]
-    model = spec.get("model") or {}
-    source, follow = model.get("source") or "", model.get("follow") or {}
-    pinned = source.removeprefix(_PINNED) if source.startswith(_PINNED) else None
-    gate = (spec.get("rollout") or {}).get("gate") or {}
-    names = []
-    if suite := (gate.get("suite") or {}).get("configMap"):
-        names.append(Ref("ConfigMap", suite))
-    if claim := follow.get("claim"):
-        names.append(Ref("PersistentVolumeClaim", claim))
-    return References(pinned, follow.get("job"), follow.get("namespace") or namespace, tuple(names))
 
 
 @dataclass(frozen=True)
@@ -104,7 +64,7 @@ class Services:
     async def look(self, key: Key, owner: Json) -> Decide:
         """See Kind."""
         refers = references(owner)
-        self._shell.view.watch(key, refers.topics(key.namespace))
+        self._shell.view.watch(key, _topics(refers, key.namespace))
         # A pod that is up and not ready is asked only while the weights change, be it of one engine
         # that is put right: it may answer late or never, and in a quiet time there is nothing that
         # it could add.
@@ -227,12 +187,16 @@ class Services:
         if not refers.job:
             return ()
         found = view.find(Topic("Checkpoint", refers.namespace))
-        return tuple(item for item in found if _is_of(item, refers.job))
+        return tuple(item for item in found if is_made_by(item, refers.job))
 
 
-def _is_of(checkpoint: Json, job: str) -> bool:
-    made_by = checkpoint["spec"].get("job") or {}
-    return bool(made_by.get("name") == job)
+def _topics(refers: References, own: str) -> frozenset[Topic]:
+    """What must wake a service in the namespace `own`."""
+    found = {Topic("Checkpoint", own)} if refers.pinned else set()
+    if refers.job:
+        kinds = ("Checkpoint", "VerifiedRLJob", "CheckpointGrant")
+        found |= {Topic(kind, refers.namespace) for kind in kinds}
+    return frozenset(found)
 
 
 def _serves(pod: Json) -> bool:

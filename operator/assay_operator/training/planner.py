@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -12,15 +12,16 @@ from pydantic import ValidationError
 
 from assay_operator.api.meta import seconds
 from assay_operator.api.verified_rl_job import VerifiedRLJobSpec
-from assay_operator.conditions import validation_message
+from assay_operator.conditions import Verdict, refusal
 from assay_operator.config import OperatorConfig
 from assay_operator.inference.objects import fingerprint, parse_source
-from assay_operator.inference.observation import is_terminating
+from assay_operator.inference.observation import has_key, is_terminating
 from assay_operator.inference.profiles import EngineProfile, UnsupportedProfile, resolve
 from assay_operator.plan import Annotate, Json, Plan, Ref
 from assay_operator.training import status as report
 from assay_operator.training.checkpoints import Kept, checkpoints, pins
 from assay_operator.training.gang import CLOSING_SECONDS, Gang, Policy, decide
+from assay_operator.training.jobfile import data_key, suite_key
 from assay_operator.training.look import Look, job_state, look, seen
 from assay_operator.training.memory import read
 from assay_operator.training.names import JobIdentity
@@ -80,21 +81,34 @@ def looked_up(job: Json) -> tuple[Ref, ...]:
         spec = VerifiedRLJobSpec.model_validate(job["spec"])
     except ValidationError:
         return ()
-    return tuple(dict.fromkeys(name for _, name in _named(spec)))
+    return tuple(dict.fromkeys(name for _, name, _ in _named(spec)))
 
 
-def _named(spec: VerifiedRLJobSpec) -> list[tuple[str, Ref]]:
-    """What the spec names, and what for."""
+def _named(spec: VerifiedRLJobSpec) -> list[tuple[str, Ref, str]]:
+    """What the spec names: what for, which object, and the key that a ConfigMap must have."""
     model = parse_source(spec.model.source).volume["persistentVolumeClaim"]["claimName"]
-    suite = spec.evaluation.suite.configMap if spec.evaluation else None
-    named = (
-        ("checkpoint", _CLAIM, spec.checkpoint.storage.claim),
-        ("model", _CLAIM, model),
-        ("data", _CLAIM, spec.data.claim),
-        ("data", "ConfigMap", spec.data.configMap),
-        ("suite", "ConfigMap", suite),
-    )
-    return [(use, Ref(kind, name)) for use, kind, name in named if name]
+    weighed = spec.evaluation
+    named = [
+        ("checkpoint", _CLAIM, spec.checkpoint.storage.claim, ""),
+        ("model", _CLAIM, model, ""),
+        ("data", _CLAIM, spec.data.claim, ""),
+        ("data", "ConfigMap", spec.data.configMap, data_key(spec.data)),
+    ]
+    if weighed:
+        named.append(("suite", "ConfigMap", weighed.suite.configMap, suite_key(weighed)))
+    return [(use, Ref(kind, name), key) for use, kind, name, key in named if name]
+
+
+def _missing(observation: Observation, spec: VerifiedRLJobSpec) -> Iterator[tuple[str, str]]:
+    """What the spec names and is known not to be there: what for, and what, in words."""
+    for use, name, key in _named(spec):
+        if name not in observation.found:
+            continue
+        found, told = observation.found[name], f"{name.kind} {name.name}"
+        if found is None:
+            yield use, told
+        elif key and not has_key(found, key):
+            yield use, f"{told} with the key {key}"
 
 
 def plan(observation: Observation, config: OperatorConfig, now: datetime) -> Plan:
@@ -120,16 +134,13 @@ def plan(observation: Observation, config: OperatorConfig, now: datetime) -> Pla
             trainer_profile(spec),
             config,
         )
-    except ValidationError as error:
-        return _refused(observation, "InvalidSpec", validation_message(error), now)
-    except UnsupportedProfile as error:
-        message = str(error).replace("spec.engine", "spec.rollout.engine")
-        return _refused(observation, "UnsupportedProfile", message, now)
+    except (ValidationError, UnsupportedProfile) as error:
+        return _refused(observation, refusal(error, "spec.rollout.engine"), now)
     return _planned(observation, wanted, now)
 
 
-def _refused(observation: Observation, reason: str, message: str, now: datetime) -> Plan:
-    status = report.refused_status(observation, reason, message, now)
+def _refused(observation: Observation, verdict: Verdict, now: datetime) -> Plan:
+    status = report.refused_status(observation, verdict, now)
     return Plan(
         status=status,
         events=report.events(observation.job.get("status") or {}, status),
@@ -150,7 +161,7 @@ def _planned(observation: Observation, wanted: _Wanted, now: datetime) -> Plan:
         observation.pinned,
         complete=found.progress is not None,
     )
-    missing = [(use, name) for use, name in _named(spec) if observation.found.get(name, {}) is None]
+    missing = tuple(_missing(observation, spec))
     made_of = wanted.job(0)["metadata"]["annotations"][MADE_OF_ANNOTATION]
     gang = decide(
         known,
@@ -169,7 +180,7 @@ def _planned(observation: Observation, wanted: _Wanted, now: datetime) -> Plan:
             engines=found.engines,
             engine_failure=found.engine_failure,
             trainer_failure=found.failure.failure if found.failure else None,
-            missing=tuple(missing),
+            missing=missing,
             progress=found.progress,
             kept=kept,
             swept=swept,

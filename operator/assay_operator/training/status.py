@@ -7,9 +7,9 @@ from datetime import datetime
 
 from assay_operator.api.verified_rl_job import VerifiedRLJobSpec
 from assay_operator.api.verifiers import weak
-from assay_operator.conditions import Verdict, by_type, conditions, last_failure
+from assay_operator.conditions import Verdict, by_type, conditions, last_failure, with_verdicts
 from assay_operator.inference.failures import Failure
-from assay_operator.plan import Event, Json, Ref
+from assay_operator.plan import Event, Json
 from assay_operator.training.checkpoints import Kept
 from assay_operator.training.gang import DISRUPTED, Gang
 from assay_operator.training.memory import written
@@ -37,7 +37,7 @@ class Facts:
         engines: how many of the job's engines are ready.
         engine_failure: what is wrong with engines.
         trainer_failure: what is wrong with trainer pods.
-        missing: what the spec names and is not there: what for, and which object.
+        missing: what the spec names and is not there: what for, and what, in words.
         progress: what the trainer said now; None where it said nothing.
         kept: the job's Checkpoints.
         swept: whether what the job had has been cleared away.
@@ -49,7 +49,7 @@ class Facts:
     engines: int
     engine_failure: Failure | None
     trainer_failure: Failure | None
-    missing: tuple[tuple[str, Ref], ...]
+    missing: tuple[tuple[str, str], ...]
     progress: Progress | None
     kept: Kept
     swept: bool
@@ -71,23 +71,22 @@ def status(observation: Observation, facts: Facts, now: datetime) -> Json:
     return {key: value for key, value in complete.items() if value is not None}
 
 
-def refused_status(observation: Observation, reason: str, message: str, now: datetime) -> Json:
-    """The status of a job whose spec cannot be carried out: what runs goes on."""
+def refused_status(observation: Observation, refused: Verdict, now: datetime) -> Json:
+    """The status of a job whose spec cannot be carried out: what runs goes on.
+
+    Args:
+        observation: what is seen of it.
+        refused: why not, and what to do.
+        now: the time, with a zone.
+    """
     old = observation.job.get("status") or {}
     generation = observation.job["metadata"].get("generation", 0)
-    failure = Failure(
-        f"verifiedrljob/{observation.job['metadata']['name']}", reason, message, fatal=True
-    )
-    before = {
-        kind: Verdict(item["status"] == "True", item["reason"], item["message"])
-        for kind, item in by_type(old).items()
-    }
-    verdicts = {**before, "Admitted": Verdict(False, reason, message)}
+    name = observation.job["metadata"]["name"]
+    failure = Failure(f"verifiedrljob/{name}", refused.reason, refused.message, fatal=True)
     return {
-        **old,
+        **with_verdicts(old, {"Admitted": refused}, generation, now),
         "observedGeneration": generation,
         "phase": old.get("phase", "Pending"),
-        "conditions": conditions(verdicts, old, generation, now),
         "lastFailure": last_failure(failure, old.get("lastFailure"), now),
     }
 
@@ -169,13 +168,13 @@ def _admitted(observation: Observation, facts: Facts) -> Verdict:
             f"{said}",
         )
     if facts.missing:
-        use, (kind, name) = facts.missing[0]
+        use, what = facts.missing[0]
         reason, field = _MISSING[use]
         return Verdict(
             False,
             reason,
-            f"{kind} {name}, which {field} names, is not in this namespace: create it, and the "
-            "job goes on by itself.",
+            f"{what}, which {field} names, is not in this namespace: create it, and the job goes "
+            "on by itself.",
         )
     return Verdict(True, "Admitted", "All that the spec names is there.")
 
