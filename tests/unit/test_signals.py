@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -83,7 +86,43 @@ class TestEnginePages:
         other = f'sglang:num_running_reqs{{dp_rank="1",{RANK},tp_rank="0"}} 4.0'
         assert engine_page(page(text=other)).running == 7
 
-    @pytest.mark.parametrize("text", ["", "<html>", "sglang:token_usage{} 1", "404 not found"])
+    def test_gauges_of_single_priorities_are_parts_of_the_one_of_all(self) -> None:
+        """SGLang with --enable-priority-scheduling; requests without a priority are "None"."""
+        parts = "\n".join(
+            f'sglang:{name}{{{RANK},priority="{priority}",tp_rank="0"}} 1.0'
+            for name in ("num_running_reqs", "num_queue_reqs")
+            for priority in ("0", "1", "None")
+        )
+        found = engine_page(page(text=parts))
+        assert (found.running, found.queued) == (3, 2)
+        of_all = page(text=parts).replace(",tp_rank", ',priority="",tp_rank')
+        assert engine_page(of_all).running == 3
+
+    def test_histograms_of_single_priorities_are_added_up(self) -> None:
+        """There is none of all: each answer counts under its own priority."""
+        more = histogram(
+            "time_to_first_token_seconds", {"0.1": 1, "0.2": 1, "+Inf": 2}, 4.0, ',priority="1"'
+        )
+        assert engine_page(page(text=more)).ttft.count == 9
+
+    @pytest.mark.parametrize("gauge", ["num_running_reqs", "num_queue_reqs"])
+    def test_an_engine_whose_requests_are_not_a_number_says_nothing(self, gauge: str) -> None:
+        unknown = re.sub(rf"(sglang:{gauge}{{.*}}) .*", r"\1 NaN", page())
+        with pytest.raises(ValueError, match="does not say"):
+            engine_page(unknown)
+        other = f'sglang:{gauge}{{dp_rank="1",{RANK},tp_rank="0"}} NaN'
+        with pytest.raises(ValueError, match="does not say"):
+            engine_page(page(text=other))
+
+    def test_a_rank_that_knows_the_number_speaks_for_the_others(self) -> None:
+        same = f'sglang:num_running_reqs{{{RANK},tp_rank="1"}} NaN'
+        assert engine_page(page(text=same)).running == 3
+
+    def test_a_use_of_the_cache_that_is_not_a_number_is_unknown(self) -> None:
+        unknown = page().replace(f'token_usage{{{RANK},tp_rank="0"}} 0.25', "token_usage{} NaN")
+        assert engine_page(unknown).kv_use is None
+
+    @pytest.mark.parametrize("text", ["", "<html>", "sglang:num_running_reqs{} 1", "404 not found"])
     def test_what_is_no_engines_page_is_an_error(self, text: str) -> None:
         with pytest.raises(ValueError, match="no engine"):
             engine_page(text)
@@ -167,6 +206,17 @@ class TestSamples:
     def test_one_histogram_that_went_backwards_is_enough_to_know_that(self) -> None:
         anew = replace(later(), ttft=Histogram((0.1, 0.2), (1, 0, 0), 9.0))
         assert between(scan(10, a=FIRST), scan(15, a=anew)).measured is None
+
+    @pytest.mark.parametrize(
+        "sum_", [{"prompt_tokens": math.nan}, {"ttft": Histogram((0.1, 0.2), (10, 6, 1), math.nan)}]
+    )
+    def test_a_sum_that_is_not_a_number_teaches_nothing(self, sum_: dict[str, Any]) -> None:
+        found = between(scan(10, a=FIRST), scan(15, a=replace(later(), **sum_)))
+        assert found.measured is None and found.prompt_tokens is None
+
+    def test_a_router_whose_count_is_not_a_number_leaves_arrivals_unknown(self) -> None:
+        lost = replace(scan(15, a=later()), routers={"r": RouterPage(math.nan, frozenset())})
+        assert between(scan(10, a=FIRST), lost).arrivals is None
 
     @pytest.mark.parametrize("known", [{}, {"r": None}, {"r": RouterPage(99, frozenset())}])
     def test_arrivals_are_unknown_where_a_router_has_no_page_before(self, known: object) -> None:

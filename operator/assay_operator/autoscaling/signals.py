@@ -7,6 +7,7 @@ known. Silence is likewise nothing known, and never zero.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -27,6 +28,9 @@ _OF_ENGINES = (*_GAUGES, _TOKENS, *_HISTOGRAMS)
 _ROUTER, _REQUESTS, _HEALTH = "smg_", "smg_router_requests_total", "smg_worker_health"
 _RANKS = ("tp_rank=", "pp_rank=", "moe_ep_rank=", "pid=")
 """Labels of processes that work on the same requests: their gauges are not to be added up."""
+_PRIORITY = "priority"
+"""SGLang has a gauge for all requests, where this label is empty or absent, and beside it one for
+each priority. Of counters and histograms there are only those for each."""
 _COVERED = 0.5
 """SGLang measures the time between tokens where it hands them out: of answers that are not streamed
 only every 50. Where it has so little of it, that of whole answers is taken."""
@@ -108,17 +112,18 @@ def engine_page(text: str) -> EnginePage:
     """What an engine's metrics page says.
 
     Raises:
-        ValueError: it is not such a page.
+        ValueError: it is not such a page, or does not say how many requests run and wait.
     """
     gauges: dict[str, dict[str, float]] = {}
     sums: dict[str, float] = {}
     buckets: dict[str, dict[str, float]] = {}
     for name, labels, value in _lines(text, _OF_ENGINES):
         if name in _GAUGES:
-            # The ranks of one engine tell the same; its data-parallel parts tell their own.
-            part = ",".join(each for each in labels.split(",") if not each.startswith(_RANKS))
-            told = gauges.setdefault(name, {})
-            told[part] = max(told.get(part, 0.0), value)
+            if not _label(labels, _PRIORITY):
+                # The ranks of one engine tell the same; its data-parallel parts tell their own.
+                part = ",".join(each for each in labels.split(",") if not each.startswith(_RANKS))
+                told = gauges.setdefault(name, {})
+                told[part] = _higher(told.get(part, math.nan), value)
         elif name.endswith(_BUCKET) and (base := name.removesuffix(_BUCKET)) in _HISTOGRAMS:
             bound = _label(labels, "le")
             counts = buckets.setdefault(base, {})
@@ -126,14 +131,16 @@ def engine_page(text: str) -> EnginePage:
         elif name == _TOKENS or name.removesuffix("_sum") in _HISTOGRAMS:
             key = f"{name}/{_label(labels, 'mode')}"
             sums[key] = sums.get(key, 0.0) + value
-    if _RUNNING not in gauges:
-        raise ValueError("this is no engine's metrics page")
+    running, queued = (_total(gauges.get(name, {})) for name in (_RUNNING, _QUEUED))
+    if running is None or queued is None:
+        raise ValueError("this is no engine's metrics page, or does not say what the engine is at")
     found = {name: _histogram(buckets.get(name, {}), sums, name) for name in _HISTOGRAMS}
-    use = gauges.get(_KV_USE, {}).values()
+    use = gauges.get(_KV_USE, {})
+    used = _total(use)
     return EnginePage(
-        running=sum(gauges[_RUNNING].values()),
-        queued=sum(gauges.get(_QUEUED, {}).values()),
-        kv_use=sum(use) / len(use) if use else None,
+        running=running,
+        queued=queued,
+        kv_use=None if used is None else used / len(use),
         prompt_tokens=sums.get(f"{_TOKENS}/prefill_compute", 0.0),
         # The first token of each answer comes out of its prompt.
         output_tokens=sums.get(f"{_TOKENS}/decode", 0.0) + found[_TTFT].count,
@@ -142,6 +149,17 @@ def engine_page(text: str) -> EnginePage:
         answers=found[_ANSWERS],
         prompts=found[_PROMPTS],
     )
+
+
+def _higher(one: float, other: float) -> float:
+    """The higher of two numbers; NaN where both are."""
+    return other if math.isnan(one) or other > one else one
+
+
+def _total(parts: Mapping[str, float]) -> float | None:
+    """Of an engine's parts; None where there is none, or where one does not know its own."""
+    total = math.fsum(parts.values())
+    return total if parts and not math.isnan(total) else None
 
 
 def router_page(text: str) -> RouterPage:
@@ -206,7 +224,8 @@ def difference(page: EnginePage, before: EnginePage) -> EnginePage | None:
     prompts = page.prompt_tokens - before.prompt_tokens
     outputs = page.output_tokens - before.output_tokens
     ttft, itl, answers, lengths = spans
-    if prompts < 0 or outputs < 0 or not (ttft and itl and answers and lengths):
+    # Put so that NaN is nothing that is known.
+    if not (prompts >= 0 and outputs >= 0 and ttft and itl and answers and lengths):
         return None
     return EnginePage(
         page.running, page.queued, page.kv_use, prompts, outputs, ttft, itl, answers, lengths
@@ -216,7 +235,7 @@ def difference(page: EnginePage, before: EnginePage) -> EnginePage | None:
 def _since(now: Histogram, before: Histogram) -> Histogram | None:
     if not before.bounds:
         return now
-    if now.bounds != before.bounds or now.sum < before.sum:
+    if now.bounds != before.bounds or not now.sum >= before.sum:
         return None
     counts = tuple(new - old for new, old in zip(now.counts, before.counts, strict=True))
     return Histogram(now.bounds, counts, now.sum - before.sum) if min(counts) >= 0 else None
@@ -282,7 +301,7 @@ def _routed(before: Scan, scan: Scan) -> float | None:
     came = 0.0
     for uid, page in scan.routers.items():
         then = before.routers.get(uid)
-        if page is None or then is None or page.requests < then.requests:
+        if page is None or then is None or not page.requests >= then.requests:
             return None
         came += page.requests - then.requests
     return came
