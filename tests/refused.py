@@ -134,6 +134,7 @@ REFUSED: tuple[Refused, ...] = (
     ),
     _service("a replica always stays", autoscaling={**SCALED, "scaleToZeroAfter": "15m"}),
     _service("above 0", autoscaling={**SCALED, "min": 0, "scaleToZeroAfter": "0s"}),
+    _service("1h at most", autoscaling={**SCALED, "scaleDownAfter": "61m"}),
     _service("does not scale to zero", autoscaling={**SCALED, "min": 0, "driver": "hpa"}),
     # --- What a job trains --------------------------------------------------------------------
     _job("pvc://CLAIM/PATH", model__source="oci://registry.example/m:v1"),

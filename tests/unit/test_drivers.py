@@ -24,9 +24,10 @@ TARGET = {"apiVersion": "assay.dev/v1alpha1", "kind": "InferenceService", "name"
 MISSING = "the server could not find the requested resource"
 
 
-def world(driver: str, **more: Any) -> Observation:
+def world(driver: str, scaling: Json | None = None, **more: Any) -> Observation:
     """A service of one replica that serves, scaled by somebody."""
-    scaling = {"min": 1, "max": 4, "objectives": {"ttftMs": 500}, "driver": driver}
+    basis = {"min": 1, "max": 4, "objectives": {"ttftMs": 500}, "driver": driver}
+    scaling = {**basis, **(scaling or {})}
     return serving(pod("a", "10.0.0.1"), spec={"autoscaling": scaling}, **more)
 
 
@@ -67,6 +68,17 @@ class TestObjects:
             "valueLocation": "required",
             "targetValue": "1",
         }
+
+    def test_either_takes_replicas_away_as_hesitantly_as_the_spec_says(self) -> None:
+        said = {"scaleDownAfter": "2m"}
+        behavior = {"scaleDown": {"stabilizationWindowSeconds": 120}}
+        assert child(decide(world("hpa", said)), HPA)["spec"]["behavior"] == behavior
+        scaled = child(decide(world("keda", said)), KEDA)["spec"]
+        assert scaled["advanced"]["horizontalPodAutoscalerConfig"] == {"behavior": behavior}
+
+    def test_where_it_says_nothing_they_do_as_they_do_by_themselves(self) -> None:
+        assert "behavior" not in child(decide(world("hpa")), HPA)["spec"]
+        assert "advanced" not in child(decide(world("keda")), KEDA)["spec"]
 
     @pytest.mark.parametrize(("driver", "name"), [("hpa", HPA), ("keda", KEDA)])
     def test_there_is_one_autoscaler_at_a_time(self, driver: str, name: Ref) -> None:

@@ -40,15 +40,25 @@ class TestPolicies:
     def test_the_spec_says_what_is_wanted_and_the_profile_what_is_assumed(self) -> None:
         goals = {"ttftMs": 500, "itlMs": 40, "attainment": 0.9}
         made = policy_of(
-            spec_of({"min": 0, "scaleToZeroAfter": "5m", "objectives": goals}), PROFILE
+            spec_of(
+                {
+                    "min": 0,
+                    "scaleToZeroAfter": "4m",
+                    "scaleDownAfter": "90s",
+                    "objectives": goals,
+                }
+            ),
+            PROFILE,
         )
-        assert (made.min, made.max, made.scale_to_zero_after) == (0, 5, 300)
+        assert (made.min, made.max) == (0, 5)
+        assert (made.scale_to_zero_after, made.down_window_s) == (240, 90)
         assert (made.ttft_s, made.itl_s, made.attainment) == (0.5, 0.04, 0.9)
         assert made.prior.startup_s == 40 and made.prior.itl_s == pytest.approx(0.007)
 
     def test_defaults(self) -> None:
         made = policy_of(spec_of({"min": 0}), PROFILE)
-        assert (made.scale_to_zero_after, made.attainment, made.concurrency) == (900, 0.95, 8)
+        assert (made.scale_to_zero_after, made.down_window_s) == (900, 300)
+        assert (made.attainment, made.concurrency) == (0.95, 8)
 
     def test_what_is_learned_is_kept_for_each_kind_of_engine(self) -> None:
         kinds = {

@@ -7,9 +7,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from assay_operator.api.meta import ApiModel, PositiveDuration, cel, free_form, validated
+from assay_operator.api.meta import (
+    ApiModel,
+    PositiveDuration,
+    cel,
+    free_form,
+    seconds,
+    validated,
+)
 
 MAX_REPLICAS = 1000
+_MOST_DOWN_SECONDS = 3600
 Driver = Literal["builtin", "hpa", "keda"]
 
 _BOUNDS_HELP = "autoscaling.min must not be above autoscaling.max"
@@ -20,6 +28,7 @@ _ATTAINMENT_HELP = (
     "objectives.attainment is the share of requests within ttftMs and itlMs: it needs one of them"
 )
 _SILENCE_HELP = "scaleToZeroAfter needs autoscaling.min: 0; with another min a replica always stays"
+_DOWN_HELP = "scaleDownAfter must be 1h at most: no more is remembered of a service"
 _HPA_HELP = (
     "driver hpa needs autoscaling.min: 1 or more, since a HorizontalPodAutoscaler does not scale "
     "to zero: raise min, or use driver builtin or keda"
@@ -72,6 +81,10 @@ class Autoscaling(ApiModel):
             cel("self.min <= self.max", _BOUNDS_HELP),
             cel("!has(self.scaleToZeroAfter) || self.min == 0", _SILENCE_HELP),
             cel("self.driver != 'hpa' || self.min > 0", _HPA_HELP),
+            cel(
+                "!has(self.scaleDownAfter) || duration(self.scaleDownAfter) <= duration('1h')",
+                _DOWN_HELP,
+            ),
         )
     )
 
@@ -84,6 +97,11 @@ class Autoscaling(ApiModel):
     )
     max: int = Field(ge=1, le=MAX_REPLICAS, description="Most replicas.")
     objectives: Objectives
+    scaleDownAfter: PositiveDuration | None = Field(
+        None,
+        description="A replica goes once fewer would have been enough for so long, and with driver "
+        "builtin for as long as one takes to start. At most 1h. Default: 5m.",
+    )
     scaleToZeroAfter: PositiveDuration | None = Field(
         None,
         description="With min: 0, the last replica goes after so long without a request. "
@@ -104,6 +122,8 @@ class Autoscaling(ApiModel):
             raise ValueError(_SILENCE_HELP)
         if self.driver == "hpa" and self.min == 0:
             raise ValueError(_HPA_HELP)
+        if self.scaleDownAfter is not None and seconds(self.scaleDownAfter) > _MOST_DOWN_SECONDS:
+            raise ValueError(_DOWN_HELP)
         return self
 
 

@@ -7,8 +7,9 @@ metric, KEDA asks the operator for it: see metrics_api.py.
 
 from __future__ import annotations
 
+from assay_operator.api.autoscaling import Autoscaling
 from assay_operator.api.inference_service import InferenceServiceSpec
-from assay_operator.api.meta import API_VERSION
+from assay_operator.api.meta import API_VERSION, seconds
 from assay_operator.conditions import Verdict
 from assay_operator.config import OperatorConfig
 from assay_operator.inference.objects import Identity
@@ -45,17 +46,26 @@ def driver_objects(
         "name": identity.name,
     }
     if scaling.driver == "hpa":
-        return (_horizontal(metadata, target, identity, scaling.min, scaling.max),)
+        return (_horizontal(metadata, target, scaling),)
     if config.metricsUrl is None:
         return ()
     url = f"{config.metricsUrl}/autoscaling/{identity.namespace}/{identity.name}"
-    return (_scaled_object(metadata, target, url, scaling.min, scaling.max),)
+    return (_scaled_object(metadata, target, url, scaling),)
 
 
-def _horizontal(metadata: Json, target: Json, identity: Identity, least: int, most: int) -> Json:
+def _behavior(scaling: Autoscaling) -> Json:
+    """How hesitantly a HorizontalPodAutoscaler scales; as it does by itself where the user says
+    nothing of that."""
+    if scaling.scaleDownAfter is None:
+        return {}
+    window = {"stabilizationWindowSeconds": seconds(scaling.scaleDownAfter)}
+    return {"behavior": {"scaleDown": window}}
+
+
+def _horizontal(metadata: Json, target: Json, scaling: Autoscaling) -> Json:
     metric = {
         "name": REQUIRED_METRIC,
-        "selector": {"matchLabels": {SERVICE_LABEL: identity.name}},
+        "selector": {"matchLabels": {SERVICE_LABEL: target["name"]}},
     }
     wanted = {"type": "AverageValue", "averageValue": _SINGLE}
     return {
@@ -64,14 +74,16 @@ def _horizontal(metadata: Json, target: Json, identity: Identity, least: int, mo
         "metadata": metadata,
         "spec": {
             "scaleTargetRef": target,
-            "minReplicas": least,
-            "maxReplicas": most,
+            "minReplicas": scaling.min,
+            "maxReplicas": scaling.max,
             "metrics": [{"type": "External", "external": {"metric": metric, "target": wanted}}],
+            **_behavior(scaling),
         },
     }
 
 
-def _scaled_object(metadata: Json, target: Json, url: str, least: int, most: int) -> Json:
+def _scaled_object(metadata: Json, target: Json, url: str, scaling: Autoscaling) -> Json:
+    behavior = _behavior(scaling)
     trigger = {
         "type": "metrics-api",
         "metricType": "AverageValue",
@@ -83,11 +95,12 @@ def _scaled_object(metadata: Json, target: Json, url: str, least: int, most: int
         "metadata": metadata,
         "spec": {
             "scaleTargetRef": target,
-            "minReplicaCount": least,
-            "maxReplicaCount": most,
+            "minReplicaCount": scaling.min,
+            "maxReplicaCount": scaling.max,
             "pollingInterval": _POLL_SECONDS,
             "cooldownPeriod": _COOL_DOWN_SECONDS,
             "triggers": [trigger],
+            **({"advanced": {"horizontalPodAutoscalerConfig": behavior}} if behavior else {}),
         },
     }
 

@@ -37,8 +37,6 @@ CHANGING_SECONDS = 1.0
 """How often while somebody waits for the answer: while replicas leave, or a request is held."""
 AWAY_SECONDS = 30.0
 """How often while there is no replica: the first request is told of at once."""
-_ATTAINMENT = 0.95
-_SCALE_TO_ZERO_AFTER = 900.0
 _ENDED = frozenset({"Failed", "Succeeded"})
 _CHANGING = frozenset({"Leaving", "Closing", "Waking"})
 _LEAVING = frozenset({"Leaving", "Closing"})
@@ -55,18 +53,22 @@ def policy_of(spec: InferenceServiceSpec, profile: EngineProfile) -> Policy:
     if scaling is None:
         raise ValueError("there is no autoscaling in the spec")
     goals = scaling.objectives
-    silence = scaling.scaleToZeroAfter
     return Policy(
         min=scaling.min,
         max=scaling.max,
         ttft_s=None if goals.ttftMs is None else goals.ttftMs / 1000,
         itl_s=None if goals.itlMs is None else goals.itlMs / 1000,
         concurrency=goals.concurrency,
-        attainment=_ATTAINMENT if goals.attainment is None else goals.attainment,
-        scale_to_zero_after=_SCALE_TO_ZERO_AFTER if silence is None else float(seconds(silence)),
+        attainment=Policy.attainment if goals.attainment is None else goals.attainment,
+        scale_to_zero_after=_span(scaling.scaleToZeroAfter, Policy.scale_to_zero_after),
+        down_window_s=_span(scaling.scaleDownAfter, Policy.down_window_s),
         profile=_kind(spec, profile),
         prior=_prior(spec, profile),
     )
+
+
+def _span(duration: str | None, default: float) -> float:
+    return default if duration is None else float(seconds(duration))
 
 
 def _kind(spec: InferenceServiceSpec, profile: EngineProfile) -> str:
