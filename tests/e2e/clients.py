@@ -20,15 +20,14 @@ CLIENT = "client"
 _LOAD = """
 import json, sys, threading, time, urllib.request
 url, model, threads, pause = sys.argv[2], sys.argv[3], int(sys.argv[4]), float(sys.argv[5])
-tokens, whole = int(sys.argv[6]), sys.argv[7] == "True"
-patience = float(sys.argv[6])
+patience, tokens = float(sys.argv[6]), int(sys.argv[7])
 out, lock = open(sys.argv[1], "w", buffering=1), threading.Lock()
 def loop(number):
     count = 0
     while True:
         count += 1
-        body = {"model": model, "prompt": f"{number} {count} + 1 =", "max_tokens": tokens}
-        if whole:
+        body = {"model": model, "prompt": f"{number} {count} + 1 =", "max_tokens": tokens or 8}
+        if tokens:
             body["ignore_eos"] = True
         request = urllib.request.Request(url + "/completions", json.dumps(body).encode(),
                                          {"Content-Type": "application/json"})
@@ -224,6 +223,7 @@ class Load(Background):
         threads: requests at a time.
         pause: seconds from an answer to the same thread's next request.
         patience: seconds after which a request that has no answer has failed.
+        tokens: that each answer has; 0: no more than a few.
     """
 
     def __init__(
@@ -233,9 +233,10 @@ class Load(Background):
         threads: int = 3,
         pause: float = 0.0,
         patience: float = 60.0,
+        tokens: int = 0,
     ) -> None:
         url = f"http://{name}.{kube.namespace}.svc/v1"
-        super().__init__(kube, "load", _LOAD, url, name, threads, pause, patience)
+        super().__init__(kube, "load", _LOAD, url, name, threads, pause, patience, tokens)
 
     def versions(self) -> set[str]:
         """The weights that answered."""

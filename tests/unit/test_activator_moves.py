@@ -163,9 +163,19 @@ def test_a_wake_is_told_once_with_its_wait() -> None:
     waking = replace(SERVING, wait_s=31.24, before=before("Waking"))
     (event,) = step(waking).events
     assert (event.reason, "31.2 s" in event.message) == ("Woken", True)
-    assert step(replace(waking, routable=0)).events == (), "it may be looked at before it is ready"
     assert step(replace(waking, before=Before("Serving", LONG_AGO, 31.2))).events == ()
-    assert step(replace(waking, before=Before("Waking", LONG_AGO, 31.2))).events == ()
+
+
+def test_a_wake_is_told_whoever_finds_the_replica_first() -> None:
+    """The activator looks for itself: it may let requests through before we know, or after."""
+    earlier = step(replace(SERVING, wait_s=31.24, routable=0, before=before("Waking")))
+    assert (earlier.phase, earlier.events, earlier.wait_s) == ("Waking", (), None)
+    after = Before(earlier.phase, earlier.since, earlier.wait_s)
+    assert [event.reason for event in step(replace(SERVING, wait_s=31.24, before=after)).events]
+    first = step(replace(SERVING, before=before("Waking")))
+    assert (first.phase, first.events) == ("Serving", ())
+    later = step(replace(SERVING, wait_s=31.24, before=before("Serving")))
+    assert [event.reason for event in later.events] == ["Woken"]
 
 
 def test_of_several_activators_the_longest_wait_counts() -> None:

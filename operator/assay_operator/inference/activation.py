@@ -216,8 +216,12 @@ def _move(
 ) -> Move:
     before = scene.before
     same = before.phase == phase and before.since is not None
-    wait = before.wait_s if scene.wait_s is None else round(scene.wait_s, 1)
-    woken = phase == "Serving" and before.phase == "Waking" and wait != before.wait_s
+    wait = before.wait_s
+    if phase == "Serving" and scene.wait_s is not None:
+        # The activator may let requests through some looks before or after we find a replica
+        # routable: in either case its word counts from then on, and is told once.
+        wait = round(scene.wait_s, 1)
+    woken = wait != before.wait_s
     told = f"A replica is routable; the first request waited {wait} s for it."
     return Move(
         phase=phase,
