@@ -240,7 +240,10 @@ def _table(
         name,
         "Autoscaling policies on a trace of requests, simulated",
         rows,
-        notes=report.notes(setup, options.target, name),
+        notes=[
+            *report.summary(cases, shaped, options.target),
+            *report.notes(setup, options.target, name),
+        ],
         about=python_versions("matplotlib"),
         raw=report.raw(cases, shaped, same, setup.world.engine),
         command=f"python -m benchmarks.autoscaling {' '.join(parts)}",

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from benchmarks.autoscaling import fit
-from benchmarks.autoscaling.compare import GRID, OURS, PEERS, POLICIES, UNTUNED, Outcome, Setup
+from benchmarks.autoscaling.compare import (
+    GRID,
+    OURS,
+    PEERS,
+    POLICIES,
+    STATIC,
+    UNTUNED,
+    Outcome,
+    Setup,
+)
 from benchmarks.autoscaling.engine import Engine
 from benchmarks.autoscaling.policy import Objective
 from benchmarks.autoscaling.score import Score
@@ -76,17 +85,27 @@ def calibration(engine: Engine) -> list[Row]:
     return rows
 
 
+def best_peer(case: Case, target: float) -> str:
+    """The cheapest that kept the target, or else the nearest to it."""
+
+    def rank(name: str) -> tuple[float, float]:
+        score = case.chosen[name].judged
+        return max(0.0, target - score.attained), score.gpu_hours
+
+    return min(PEERS, key=rank)
+
+
+def meets(case: Case, policy: str, target: float) -> bool:
+    """Whether a policy has the best peer's share for so many fewer GPU-hours."""
+    score, best = case.chosen[policy].judged, case.chosen[best_peer(case, target)].judged
+    cheap = score.gpu_hours <= (1 - SAVED) * best.gpu_hours
+    return score.attained >= best.attained and cheap
+
+
 def verdict(case: Case, target: float) -> Row:
-    """Ours beside the best peer: the cheapest that kept the target, or else the nearest to it."""
-    ours = case.chosen[OURS].judged
-    peers = {name: case.chosen[name].judged for name in PEERS}
-    name = min(
-        peers,
-        key=lambda each: (
-            max(0.0, target - peers[each].attained),
-            peers[each].gpu_hours,
-        ),
-    )
+    """Ours beside the best peer."""
+    ours, name = case.chosen[OURS].judged, best_peer(case, target)
+    peers = {each: case.chosen[each].judged for each in PEERS}
     best = peers[name]
     saved = 1 - ours.gpu_hours / best.gpu_hours
     most = max(peers, key=lambda each: (peers[each].attained, -peers[each].gpu_hours))
@@ -101,7 +120,7 @@ def verdict(case: Case, target: float) -> Row:
         f"{case.title}: Assay",
         text,
         f"at least the best peer's share for {SAVED:.0%} fewer GPU-hours",
-        ours.attained >= best.attained and saved >= SAVED,
+        meets(case, OURS, target),
     )
 
 
@@ -116,7 +135,8 @@ def hindsight(case: Case) -> Row:
         ours = _cheapest(case, [OURS], share)
         peer = _cheapest(case, PEERS, share)
         name = f" ({peer.policy})" if peer else ""
-        parts.append(f"{share:.0%}: {_hours(ours)}, peers {_hours(peer)}{name}")
+        fixed = _hours(_cheapest(case, [STATIC], share))
+        parts.append(f"{share:.0%}: {_hours(ours)}, peers {_hours(peer)}{name}, fixed {fixed}")
     return Row(f"{case.title}: GPU-hours of the best setting in hindsight", "; ".join(parts))
 
 
@@ -168,6 +188,55 @@ def shapes(found: Sequence[Shaped]) -> list[Row]:
     return rows
 
 
+def summary(cases: Sequence[Case], found: Sequence[Shaped], target: float) -> list[str]:
+    """What the figures say, also against us: computed, so that it says no more than they do."""
+    fell = [case for case in cases if case.chosen[OURS].judged.attained < target]
+    dearer = [case for case in cases if _fixed_is_cheaper(case)]
+    return [
+        f"The goal is met in {_met(cases, OURS, target)} of {len(cases)} cases by Assay as tuned, "
+        f"in {_met(cases, UNTUNED, target)} by Assay untuned, which has "
+        f"{_range([case.chosen[UNTUNED].judged.attained for case in cases])} everywhere. What "
+        f"tuning chose for Assay on the first half fell below {target:.0%} on the second in "
+        f"{len(fell)}. A fixed number, had one known it, would have been cheaper than the cheapest "
+        f"setting of Assay for one of the shares {', '.join(f'{each:.0%}' for each in SHARES)} in "
+        f"{len(dearer)}.",
+        f"Synthetic traces on which a peer had more within the objective than Assay untuned: "
+        f"{'; '.join(_ahead(found)) or 'none'}. What comes and is over within a start-up is not "
+        "saved by any scaling: only replicas that were there before help.",
+    ]
+
+
+def _met(cases: Sequence[Case], policy: str, target: float) -> int:
+    return sum(meets(case, policy, target) for case in cases)
+
+
+def _range(shares: Sequence[float]) -> str:
+    return f"{min(shares):.1%} to {max(shares):.1%}"
+
+
+def _fixed_is_cheaper(case: Case) -> bool:
+    """At one of the shares at least."""
+    for share in SHARES:
+        ours, fixed = (_cheapest(case, [name], share) for name in (OURS, STATIC))
+        if fixed and (not ours or fixed.judged.gpu_hours < ours.judged.gpu_hours):
+            return True
+    return False
+
+
+def _ahead(found: Sequence[Shaped]) -> Iterator[str]:
+    """By trace, the peers that had a higher share, with what they took for it."""
+    for ours in (one for one in found if one.policy == UNTUNED):
+        better = [
+            f"{one.policy} {_brief(one.score)}"
+            for one in found
+            if one.trace == ours.trace
+            and one.policy in PEERS
+            and one.score.attained > ours.score.attained
+        ]
+        if better:
+            yield f"{ours.trace} ({_brief(ours.score)}): {', '.join(better)}"
+
+
 def notes(setup: Setup, target: float, name: str) -> list[str]:
     """What a reader must know to judge the figures."""
     engine, world = setup.world.engine, setup.world
@@ -196,11 +265,17 @@ def notes(setup: Setup, target: float, name: str) -> list[str]:
         f"{setup.settle / 60:.0f} minutes are not scored, since all begin with one replica, and "
         "Assay knowing nothing. In the table is the second half of a run over the whole trace.",
         "Peers see fresh and exact metrics at every look, the planner knows the engine's times "
-        "exactly, and Assay learns what it needs. Of Assay's knobs a user has attainment only, so "
-        "it stands there untuned too. The best peer is the cheapest that kept "
-        f"{target:.0%} on the judged half, or else the nearest to that. static is a fixed number, "
-        "tuned too; foresight knows the trace. Neither is a peer. Bursts here are shorter than "
-        "most start-ups, so a number well chosen beforehand is hard to beat: static shows it.",
+        "exactly, and Assay learns what it needs. Of Assay's knobs a user has attainment and "
+        "scaleDownAfter only, so it stands there untuned too. The best peer is, of the peers as "
+        f"tuned, the cheapest that kept {target:.0%} on the judged half, or else the nearest to "
+        "that; it is chosen knowing how it did there, and others may have had more for more. "
+        "static is a fixed number, tuned too; foresight knows the trace. Neither is a peer. Bursts "
+        "of this trace are shorter than most start-ups, so a number well chosen beforehand is hard "
+        "to beat.",
+        "No blind test. After results had been seen, the method was changed: which minutes are not "
+        "scored, the planner's objective as a knob, Assay's grid, the row of Assay untuned, and "
+        "which peer is called the best. Assay's rules were still changed while this trace was at "
+        "hand, and its defaults may suit it. Only another trace, run once, would tell.",
         f"Synthetic traces, with the settings that tuning chose in the middle case: {shapes_of}. "
         f"What would do: the fewest replicas that, always there, have {target:.0%} within the "
         "objective.",
