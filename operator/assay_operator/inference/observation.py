@@ -17,6 +17,7 @@ METRICS_PORT = 29000
 ACTIVATOR_PORT = 30090
 ACTIVATOR_STATUS_PORT = 29090
 """Where an activator says how it is; users reach the other port only."""
+_ENDED = frozenset({"Failed", "Succeeded"})
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,12 @@ def has_key(config_map: Json, key: str) -> bool:
 def is_terminating(pod: Json) -> bool:
     """Whether the pod is on its way out: it must get no new request."""
     return bool(pod["metadata"].get("deletionTimestamp"))
+
+
+def is_over(pod: Json) -> bool:
+    """Whether nothing comes of the pod any more: it is on its way out, or has ended. One that was
+    evicted stays as an object."""
+    return is_terminating(pod) or pod.get("status", {}).get("phase") in _ENDED
 
 
 def parse_time(text: str | None) -> datetime | None:

@@ -19,6 +19,7 @@ from assay_operator.inference.observation import (
     Probe,
     Work,
     engine_url,
+    is_over,
     is_ready,
     is_terminating,
     ready_since,
@@ -31,7 +32,6 @@ from assay_operator.plan import Annotate, Json, Ref
 ROUTED_SECONDS = 3
 """From a router pod's readiness until every node's kube-proxy sends the Service's requests there.
 Nothing tells when that is so; a service that were called ready before could refuse a connection."""
-_ENDED = frozenset({"Failed", "Succeeded"})
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,7 @@ class Fleet:
             requests=work.requests,
             paused=work.paused,
             load=self.observation.loads.get(uid),
-            # One that was evicted stays as an object, and comes to nothing any more.
-            terminating=is_terminating(pod) or pod.get("status", {}).get("phase") in _ENDED,
+            terminating=is_over(pod),
             error=failure.message if failure else None,
             restarts=_restarts(pod),
             volumes=frozenset([self.target.volume] if provided else []),

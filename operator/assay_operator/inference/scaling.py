@@ -21,8 +21,8 @@ from assay_operator.inference.objects import Identity, fingerprint
 from assay_operator.inference.observation import (
     Observation,
     engine_url,
+    is_over,
     is_ready,
-    is_terminating,
     parse_time,
     ready_since,
 )
@@ -37,7 +37,6 @@ CHANGING_SECONDS = 1.0
 """How often while somebody waits for the answer: while replicas leave, or a request is held."""
 AWAY_SECONDS = 30.0
 """How often while there is no replica: the first request is told of at once."""
-_ENDED = frozenset({"Failed", "Succeeded"})
 _CHANGING = frozenset({"Leaving", "Closing", "Waking"})
 _LEAVING = frozenset({"Leaving", "Closing"})
 _MOST_RUNNING = "--max-running-requests"
@@ -153,7 +152,7 @@ def _deployed(observation: Observation) -> int:
     identity = Identity(metadata["name"], metadata["namespace"])
     deployment = observation.children.get(Ref("Deployment", identity.engine))
     if deployment is None:
-        return sum(not is_terminating(pod) for pod in observation.engines)
+        return sum(not is_over(pod) for pod in observation.engines)
     rollout = recall(status).rollout
     surge = int(rollout is not None and rollout.surge)
     return max(0, int(deployment["spec"]["replicas"]) - surge)
@@ -186,11 +185,7 @@ def standing(
     status = observation.service.get("status") or {}
     memory = recall(status)
     rollout = memory.rollout
-    pods = {
-        pod["metadata"]["uid"]: pod
-        for pod in observation.engines
-        if not is_terminating(pod) and pod.get("status", {}).get("phase") not in _ENDED
-    }
+    pods = {pod["metadata"]["uid"]: pod for pod in observation.engines if not is_over(pod)}
     listed = routed(observation, now) or frozenset()
     # What a rollout has in its hands a router may still list: it drains it.
     in_hand = rollout.excluded & pods.keys() if rollout else frozenset()
@@ -242,7 +237,7 @@ def scene(
     """
     status = observation.service.get("status") or {}
     rollout = recall(status).rollout
-    pods = [pod for pod in observation.engines if not is_terminating(pod)]
+    pods = [pod for pod in observation.engines if not is_over(pod)]
     return activation.Scene(
         now=now,
         enabled=may_rest(spec),
