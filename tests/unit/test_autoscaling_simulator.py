@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.autoscaling import compare, fit
+from benchmarks.autoscaling import compare, fit, report, shapes
 from benchmarks.autoscaling.engine import Engine, Replica, Served
 from benchmarks.autoscaling.peers.aibrix import Apa
 from benchmarks.autoscaling.peers.bounds import Foresight, Static
@@ -326,6 +326,63 @@ class TestScore:
         found = [outcome("a", 0.95, 5.0), outcome("b", 0.91, 4.0), outcome("c", 0.5, 1.0)]
         assert compare.choose(found, 0.9).text == "b"
         assert compare.choose(found, 0.99).text == "a"
+
+
+class TestVerdicts:
+    """What is said of a comparison, from made-up shares and GPU-hours."""
+
+    NONE = score(Run([]), OBJECTIVE, 0.0, 1.0, 1)
+    PEERS = dict.fromkeys(compare.PEERS, (0.99, 9.0))
+
+    def case(self, **found: tuple[float, float]) -> report.Case:
+        names = {"ours": compare.OURS, "untuned": compare.UNTUNED, "fixed": compare.STATIC}
+        named = {names.get(name, name): each for name, each in found.items()}
+        chosen = {
+            name: compare.Outcome(
+                name, "", self.NONE, replace(self.NONE, attained=share, gpu_hours=hours)
+            )
+            for name, (share, hours) in (self.PEERS | named).items()
+        }
+        return report.Case(60.0, OBJECTIVE, list(chosen.values()), chosen)
+
+    def test_the_best_peer_is_the_cheapest_that_kept_the_target(self) -> None:
+        cheap = self.case(HPA=(0.92, 5.0), KEDA=(0.89, 1.0))
+        assert report.best_peer(cheap, 0.9) == "HPA"
+
+    def test_where_none_kept_it_the_nearest_is_the_best_peer(self) -> None:
+        far = dict.fromkeys(compare.PEERS, (0.5, 1.0))
+        assert report.best_peer(self.case(**far | {"KEDA": (0.8, 9.0)}), 0.9) == "KEDA"
+
+    @pytest.mark.parametrize(
+        ("ours", "met"), [((0.92, 4.0), True), ((0.92, 4.1), False), ((0.91, 1.0), False)]
+    )
+    def test_the_goal_is_its_share_for_a_fifth_less(
+        self, ours: tuple[float, float], met: bool
+    ) -> None:
+        case = self.case(HPA=(0.92, 5.0), ours=ours, untuned=(0.9, 1.0))
+        assert report.verdict(case, 0.9).met is met
+
+    def test_what_speaks_against_us_is_counted(self) -> None:
+        lost = self.case(HPA=(0.92, 5.0), ours=(0.8, 2.0), untuned=(0.95, 3.0), fixed=(0.9, 2.0))
+        won = self.case(HPA=(0.92, 5.0), ours=(0.99, 3.0), untuned=(0.97, 3.0), fixed=(0.9, 4.0))
+        said, _ = report.summary([lost, won], [], 0.9)
+        assert "met in 1 of 2 cases by Assay as tuned, in 2 by Assay untuned" in said
+        assert "95.0% to 97.0% everywhere" in said
+        assert "fell below 90% on the second in 1." in said
+        assert said.endswith("in 1.")
+
+    def test_a_peer_that_is_ahead_on_a_synthetic_trace_is_named(self) -> None:
+        found = [
+            shapes.Shaped("spike", name, "", 2, replace(self.NONE, attained=share, gpu_hours=hours))
+            for name, share, hours in (
+                (compare.UNTUNED, 0.83, 3.0),
+                ("HPA", 0.91, 5.0),
+                ("KEDA", 0.8, 4.0),
+            )
+        ]
+        case = self.case(ours=(0.9, 1.0), untuned=(0.9, 1.0))
+        _, said = report.summary([case], found, 0.9)
+        assert "spike (83.0% for 3.00): HPA 91.0% for 5.00. " in said
 
 
 class TestTrace:

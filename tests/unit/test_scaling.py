@@ -251,7 +251,7 @@ class TestRollouts:
 
 
 class TestZero:
-    """Where requests go meanwhile: test_activation.py. Here it is how it goes with the rest."""
+    """Where requests go meanwhile: test_activator_moves.py. Here: how it goes with the rest."""
 
     def asleep(self) -> Scaled:
         """A service whose last replica went since nobody asked."""
