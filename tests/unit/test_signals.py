@@ -171,9 +171,9 @@ def scan(at: float, **pods: EnginePage | None) -> Scan:
     return Scan(at, engines=pods, routers={"r": RouterPage(at, frozenset({URL}))})
 
 
-def between(before: Scan | None, after: Scan, ready: str = "a", **more: int) -> Sample:
+def between(before: Scan | None, after: Scan, ready: str = "a") -> Sample:
     uids = frozenset(ready)
-    return sample(before, after, Standing(ready=uids, warm=uids, **more), now=1e9)
+    return sample(before, after, Standing(ready=uids, warm=uids), now=1e9)
 
 
 class TestSamples:
@@ -219,7 +219,9 @@ class TestSamples:
         assert between(scan(10, a=FIRST), lost).arrivals is None
 
     @pytest.mark.parametrize("known", [{}, {"r": None}, {"r": RouterPage(99, frozenset())}])
-    def test_arrivals_are_unknown_where_a_router_has_no_page_before(self, known: object) -> None:
+    def test_arrivals_are_unknown_where_a_router_has_no_page_before(
+        self, known: dict[str, RouterPage | None]
+    ) -> None:
         before = replace(scan(10, a=FIRST), routers=known)
         assert between(before, scan(15, a=later())).arrivals is None
 
