@@ -115,7 +115,7 @@ def test_what_a_horizontal_pod_autoscaler_reads_is_the_services_own_number(scale
 
     def same() -> bool:
         [item] = json.loads(scaled.kubectl("get", "--raw", path))["items"]
-        return item["value"] == str(decision(scaled).get("required"))
+        return bool(item["value"] == str(decision(scaled).get("required")))
 
     wait_for("the number of the status", same, 30)
 
