@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from examples import chat as chat_module
 from tests.cluster import Cluster
-from tests.kube import Json, Kube, wait_for
+from tests.kube import Json, Kube, NotYet, wait_for
 
 CLIENT = "client"
 
@@ -20,15 +20,14 @@ CLIENT = "client"
 _LOAD = """
 import json, sys, threading, time, urllib.request
 url, model, threads, pause = sys.argv[2], sys.argv[3], int(sys.argv[4]), float(sys.argv[5])
-patience, tokens = float(sys.argv[6]), int(sys.argv[7])
+tokens, patience = int(sys.argv[6]), float(sys.argv[7])
 out, lock = open(sys.argv[1], "w", buffering=1), threading.Lock()
 def loop(number):
     count = 0
     while True:
         count += 1
-        body = {"model": model, "prompt": f"{number} {count} + 1 =", "max_tokens": tokens or 8}
-        if tokens:
-            body["ignore_eos"] = True
+        body = {"model": model, "prompt": f"{number} {count} + 1 =", "max_tokens": tokens,
+                "ignore_eos": True}
         request = urllib.request.Request(url + "/completions", json.dumps(body).encode(),
                                          {"Content-Type": "application/json"})
         began, error, version = time.time(), None, None
@@ -97,8 +96,8 @@ def routers(kube: Kube, name: str) -> list[Json]:
     return _pods(kube, name, "router")
 
 
-def reported(kube: Kube, name: str) -> set[str]:
-    """The versions of weights that a service's engines themselves report.
+def _version_by_pod(kube: Kube, name: str) -> dict[str, str]:
+    """The version of weights that each of a service's engines itself reports, by pod.
 
     Each is asked from within: a NetworkPolicy may keep the client pod away from engines.
     """
@@ -106,12 +105,35 @@ def reported(kube: Kube, name: str) -> set[str]:
         "import json,urllib.request as r\n"
         "print(json.load(r.urlopen('http://127.0.0.1:30000/model_info'))['weight_version'])"
     )
+    names = [str(pod["metadata"]["name"]) for pod in engines(kube, name)]
     return {
-        kube.kubectl(
-            *("exec", pod["metadata"]["name"], "-c", "engine", "--", "python3", "-c", script)
-        ).strip()
-        for pod in engines(kube, name)
+        pod: kube.kubectl("exec", pod, "-c", "engine", "--", "python3", "-c", script).strip()
+        for pod in names
     }
+
+
+def reported(kube: Kube, name: str) -> set[str]:
+    """The versions of weights that a service's engines themselves report."""
+    return set(_version_by_pod(kube, name).values())
+
+
+def wait_reported(kube: Kube, name: str, version: str, seconds: float = 60) -> None:
+    """Waits until all of a service's engines report one version of weights.
+
+    Raises:
+        NotYet: they do not; the message names what each reports instead.
+    """
+    found: dict[str, str] = {}
+
+    def same() -> bool:
+        found.clear()
+        found.update(_version_by_pod(kube, name))
+        return set(found.values()) == {version}
+
+    try:
+        wait_for(f"weights {version} in all engines", same, seconds, every=1)
+    except NotYet as late:
+        raise NotYet(f"{late}; they report {found}") from late
 
 
 @dataclass(frozen=True)
@@ -222,8 +244,8 @@ class Load(Background):
         name: of the Service, and of the model.
         threads: requests at a time.
         pause: seconds from an answer to the same thread's next request.
+        tokens: of each answer.
         patience: seconds after which a request that has no answer has failed.
-        tokens: that each answer has; 0: no more than a few.
     """
 
     def __init__(
@@ -232,11 +254,11 @@ class Load(Background):
         name: str,
         threads: int = 3,
         pause: float = 0.0,
+        tokens: int = 8,
         patience: float = 60.0,
-        tokens: int = 0,
     ) -> None:
         url = f"http://{name}.{kube.namespace}.svc/v1"
-        super().__init__(kube, "load", _LOAD, url, name, threads, pause, patience, tokens)
+        super().__init__(kube, "load", _LOAD, url, name, threads, pause, tokens, patience)
 
     def versions(self) -> set[str]:
         """The weights that answered."""
