@@ -96,20 +96,35 @@ def routers(kube: Kube, name: str) -> list[Json]:
     return _pods(kube, name, "router")
 
 
-def _version_by_pod(kube: Kube, name: str) -> dict[str, str]:
-    """The version of weights that each of a service's engines itself reports, by pod.
+def _told_within(kube: Kube, pod: str, request: str) -> Any:
+    """What an engine answers to a request from its own pod, as JSON data.
 
-    Each is asked from within: a NetworkPolicy may keep the client pod away from engines.
+    From there: a NetworkPolicy may keep the client pod away from engines.
+
+    Args:
+        kube: where the pod is.
+        pod: of the engine.
+        request: path and, if any, body: the arguments of urllib's Request, as Python.
     """
     script = (
-        "import json,urllib.request as r\n"
-        "print(json.load(r.urlopen('http://127.0.0.1:30000/model_info'))['weight_version'])"
+        "import urllib.request as r\n"
+        f"print(r.urlopen(r.Request('http://127.0.0.1:30000' + {request})).read().decode())"
     )
+    return json.loads(kube.kubectl("exec", pod, "-c", "engine", "--", "python3", "-c", script))
+
+
+def _version_by_pod(kube: Kube, name: str) -> dict[str, str]:
+    """The version of weights that each of a service's engines itself reports, by pod."""
     names = [str(pod["metadata"]["name"]) for pod in engines(kube, name)]
-    return {
-        pod: kube.kubectl("exec", pod, "-c", "engine", "--", "python3", "-c", script).strip()
-        for pod in names
-    }
+    return {pod: _told_within(kube, pod, "'/model_info'")["weight_version"] for pod in names}
+
+
+def completed_by(kube: Kube, pod: str, tokens: int) -> tuple[int, str]:
+    """How long an answer became that an engine was asked for, and what weights it had then."""
+    asked = {"text": "1 + 1 =", "sampling_params": {"max_new_tokens": tokens, "ignore_eos": True}}
+    header = {"Content-Type": "application/json"}
+    said = _told_within(kube, pod, f"'/generate', {json.dumps(asked).encode()}, {header}")
+    return said["meta_info"]["completion_tokens"], said["meta_info"]["weight_version"]
 
 
 def reported(kube: Kube, name: str) -> set[str]:

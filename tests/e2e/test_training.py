@@ -11,8 +11,8 @@ from tests.assay import Assay
 from tests.e2e.clients import reported
 from tests.e2e.jobs import ENGINE, make_task, sorting_job, wait_end, wait_job
 from tests.e2e.nodes import folder_of, shown
-from tests.e2e.rollouts import engine_uids
-from tests.kube import Json, Kube, wait_for
+from tests.e2e.rollouts import engine_uids, wait_rollout
+from tests.kube import Json, Kube
 
 JOB, SERVICE = "sorter", "sorted"
 STEPS, EVERY = 4, 2
@@ -21,7 +21,7 @@ PAIR = "pair"
 PAIR_PODS = f"app.kubernetes.io/instance=verifiedrljob.{PAIR}"
 PAIR_TRAINERS = f"{PAIR_PODS},app.kubernetes.io/component=trainer"
 SUSPENDED_SECONDS = 120
-FOLLOWED_SECONDS = 240
+NAMESPACE_SECONDS = 180
 
 
 @pytest.fixture(scope="module")
@@ -61,17 +61,6 @@ def test_a_checkpoint_cannot_be_changed(trained: Kube) -> None:
     assert "cannot be changed" in trained.kubectl(*words, check=False)
 
 
-def wait_served(kube: Kube, name: str, version: str) -> None:
-    """Until a service serves a version of weights in all its engines."""
-
-    def served() -> bool:
-        status = (kube.get("infsvc", name) or {}).get("status", {})
-        return bool(status.get("served", {}).get("version") == version)
-
-    wait_for(f"{version} served by {name}", served, FOLLOWED_SECONDS, every=1)
-    assert reported(kube, name) == {version}
-
-
 def best_of(kube: Kube, job: str) -> str:
     """The digest of a job's best checkpoint."""
     best = (kube.get("vrl", job) or {})["status"]["best"]
@@ -84,7 +73,9 @@ def test_a_service_that_follows_the_job_serves_its_best_checkpoint(trained: Kube
     spec = {"model": follows, "engine": ENGINE, "rollout": {"canary": {"hold": "1s"}}}
     with trained.service(SERVICE, spec):
         trained.wait_ready(SERVICE)
-        wait_served(trained, SERVICE, best_of(trained, JOB))
+        wanted = best_of(trained, JOB)
+        wait_rollout(trained, SERVICE, "Done", wanted)
+        assert reported(trained, SERVICE) == {wanted}
 
 
 def grant(namespace: str) -> Json:
@@ -109,6 +100,8 @@ def test_a_service_of_another_namespace_follows_it_once_that_is_granted(trained:
         "engine": ENGINE,
         "rollout": {"canary": {"hold": "1s"}},
     }
+    gone = ("delete", "namespace", readers.namespace, f"--timeout={NAMESPACE_SECONDS}s")
+    readers.cluster.kubectl(*gone, "--ignore-not-found")
     readers.cluster.kubectl("create", "namespace", readers.namespace)
     try:
         with (
@@ -120,20 +113,24 @@ def test_a_service_of_another_namespace_follows_it_once_that_is_granted(trained:
             before = engine_uids(readers, SERVICE)
             assert readers.condition(SERVICE, "Target")["reason"] == "NotGranted"
             trained.apply(grant(readers.namespace))
-            wait_served(readers, SERVICE, best_of(trained, JOB))
+            wanted = best_of(trained, JOB)
+            wait_rollout(readers, SERVICE, "Done", wanted)
+            assert reported(readers, SERVICE) == {wanted}
             assert engine_uids(readers, SERVICE).isdisjoint(before)
             said = {event["reason"] for event in readers.events(SERVICE)}
             assert {"Recreate", "RolloutDone"} <= said
     finally:
         trained.delete("ckptgrant", "readers")
-        readers.cluster.kubectl("delete", "namespace", readers.namespace, "--wait=false")
+        readers.cluster.kubectl(*gone)
 
 
 def test_two_trainer_pods_train_together_and_go_on_after_the_job_was_suspended(
     trained: Kube,
 ) -> None:
     job = sorting_job(PAIR, steps=STEPS, every=EVERY, storage=STORAGE)
-    job["spec"]["trainer"]["nodes"] = 2
+    # Two of them and an engine have to find room on the test machine.
+    small = {"requests": {"cpu": "50m", "memory": "128Mi"}}
+    job["spec"]["trainer"] |= {"nodes": 2, "resources": small}
     trained.apply(job)
     try:
         at_work = wait_job(trained, PAIR, "a step", lambda status: status.get("step", 0) >= 1)
