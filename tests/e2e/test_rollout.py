@@ -28,7 +28,7 @@ from tests.kube import Kube
 
 NAME = "live"
 MODELS = {"tiny-next": ("--seed", "11"), "tiny-untrained": ("--steps", "0")}
-LONG_TOKENS = 1500
+LONG_TOKENS = 1000
 """Of an answer that takes longer than its engine takes to change weights."""
 MOMENT_SECONDS = 150
 PAUSE_SECONDS = 5

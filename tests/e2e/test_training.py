@@ -12,7 +12,7 @@ from tests.e2e.clients import reported
 from tests.e2e.jobs import ENGINE, make_task, sorting_job, wait_end, wait_job
 from tests.e2e.nodes import folder_of, shown
 from tests.e2e.rollouts import engine_uids, wait_rollout
-from tests.kube import Json, Kube
+from tests.kube import Json, Kube, wait_for
 
 JOB, SERVICE = "sorter", "sorted"
 STEPS, EVERY = 4, 2
@@ -20,7 +20,7 @@ STORAGE = {"size": "1Gi", "accessMode": "ReadWriteOnce"}
 PAIR = "pair"
 PAIR_PODS = f"app.kubernetes.io/instance=verifiedrljob.{PAIR}"
 PAIR_TRAINERS = f"{PAIR_PODS},app.kubernetes.io/component=trainer"
-SUSPENDED_SECONDS = 120
+SUSPENDED_SECONDS = 240
 NAMESPACE_SECONDS = 180
 
 
@@ -143,7 +143,7 @@ def test_two_trainer_pods_train_together_and_go_on_after_the_job_was_suspended(
             lambda status: status["phase"] == "Suspended",
             SUSPENDED_SECONDS,
         )
-        assert not trained.list("pods", PAIR_PODS)
+        wait_for("no pod", lambda: not trained.list("pods", PAIR_PODS), SUSPENDED_SECONDS, every=1)
         suspend(trained, False)
         ended = wait_end(trained, PAIR)
     finally:
