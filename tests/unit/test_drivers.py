@@ -21,7 +21,7 @@ from tests.unit.worlds import NOW, pod, service, serving
 CONFIG = OperatorConfig(metricsUrl="http://assay-operator.assay-system.svc:8080")
 HPA, KEDA = Ref("HorizontalPodAutoscaler", "solver"), Ref("ScaledObject", "solver")
 TARGET = {"apiVersion": "assay.dev/v1alpha1", "kind": "InferenceService", "name": "solver"}
-MISSING = "the server could not find the requested resource"
+MISSING = ("the server could not find the requested resource", "404 page not found")
 
 
 def world(driver: str, scaling: Json | None = None, **more: Any) -> Observation:
@@ -128,8 +128,9 @@ class TestConditions:
         assert f"says {reason}: no such metric" in found["message"]
         assert "DriverFails" in {event.reason for event in made.events}
 
-    def test_a_cluster_without_keda_is_told_and_nothing_else_suffers(self) -> None:
-        made = decide(world("keda", rejections={KEDA: MISSING}))
+    @pytest.mark.parametrize("told", MISSING)
+    def test_a_cluster_without_keda_is_told_and_nothing_else_suffers(self, told: str) -> None:
+        made = decide(world("keda", rejections={KEDA: told}))
         found = active(made)
         assert (found["status"], found["reason"]) == ("False", "DriverMissing")
         assert "install KEDA" in found["message"]

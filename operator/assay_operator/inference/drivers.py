@@ -25,7 +25,8 @@ _SINGLE = "1"
 _COOL_DOWN_SECONDS = 30
 """KEDA's own wait before the last replica goes, after ours."""
 _POLL_SECONDS = 5
-_NOT_SERVED = "could not find the requested resource"
+_NOT_SERVED = ("could not find the requested resource", "404 page not found")
+"""What API servers say of a kind: of one that a group of theirs lacks, and of a group they lack."""
 
 
 def driver_objects(
@@ -121,7 +122,7 @@ def driver_verdict(observation: Observation, driver: str, config: OperatorConfig
             "metricsUrl in its configuration, or use driver builtin.",
         )
     if refused := observation.rejections.get(what):
-        if _NOT_SERVED in refused:
+        if any(told in refused for told in _NOT_SERVED):
             return Verdict(
                 False,
                 "DriverMissing",
