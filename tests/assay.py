@@ -126,6 +126,7 @@ class Assay:
                 "image": self.engine_image,
                 "template": self.pod_overrides("router"),
             },
+            "activator": {"image": self.images.reference("operator")},
             "verifier": {
                 "image": self.trainer_image,
                 "template": self.pod_overrides("verifier"),
@@ -146,6 +147,7 @@ class Assay:
             "image": {"repository": repository, "tag": tag},
             "config": self.operator_config(),
             "networkPolicy": {"workloads": {"metricsFrom": peers}},
+            "metricsApi": {"enabled": True},
         }
 
     def steps(self) -> list[Step]:

@@ -103,6 +103,7 @@ def _case(kind: str, says: str, changes: Json) -> Refused:
 
 
 GATE = {"suite": {"configMap": "heldout"}}
+SCALED = {"max": 4, "objectives": {"ttftMs": 500}}
 MADE_ITEMS = "reasoning-gym://number_sorting"
 WEIGHING = {"suite": {"configMap": "heldout"}, "minScore": 0.5}
 ON_CPU = {"steps": 40, "accelerator": "cpu"}
@@ -126,6 +127,17 @@ REFUSED: tuple[Refused, ...] = (
     _service("needs a GPU", engine={"accelerator": "cpu", "deterministic": True}),
     _service("raise items", rollout__gate={**GATE, "items": 10, "minItems": 20}),
     _service("a key of a ConfigMap", rollout__gate={"suite": {"configMap": "a", "key": "../b"}}),
+    # --- How many replicas it has -------------------------------------------------------------
+    _service("must not be above autoscaling.max", autoscaling={**SCALED, "min": 5}),
+    _service("one objective at least", autoscaling={"max": 4, "objectives": {}}),
+    _service(
+        "needs one of them",
+        autoscaling={"max": 4, "objectives": {"concurrency": 8, "attainment": 0.9}},
+    ),
+    _service("a replica always stays", autoscaling={**SCALED, "scaleToZeroAfter": "15m"}),
+    _service("above 0", autoscaling={**SCALED, "min": 0, "scaleToZeroAfter": "0s"}),
+    _service("1h at most", autoscaling={**SCALED, "scaleDownAfter": "61m"}),
+    _service("does not scale to zero", autoscaling={**SCALED, "min": 0, "driver": "hpa"}),
     # --- What a job trains --------------------------------------------------------------------
     _job("pvc://CLAIM/PATH", model__source="oci://registry.example/m:v1"),
     _job("pvc://CLAIM/PATH", model__source="checkpoint://good"),
@@ -215,6 +227,13 @@ BEYOND: tuple[tuple[str, str, Any], ...] = (
     ("InferenceService", "rollout.gate", {**GATE, "minScore": 1.5}),
     ("InferenceService", "rollout.gate", {**GATE, "confidence": 0.5}),
     ("InferenceService", "rollout.gate", {**GATE, "confidence": 1}),
+    ("InferenceService", "autoscaling", {"objectives": {"ttftMs": 500}}),
+    ("InferenceService", "autoscaling", {"max": 4}),
+    ("InferenceService", "autoscaling", {**SCALED, "max": 0, "min": 0}),
+    ("InferenceService", "autoscaling", {**SCALED, "max": 1001}),
+    ("InferenceService", "autoscaling", {**SCALED, "driver": "cron"}),
+    ("InferenceService", "autoscaling.objectives", {"ttftMs": 0}),
+    ("InferenceService", "autoscaling.objectives", {"ttftMs": 500, "attainment": 1}),
     ("VerifiedRLJob", "trainer", {}),
     ("VerifiedRLJob", "trainer.steps", 0),
     ("VerifiedRLJob", "trainer.nodes", 0),

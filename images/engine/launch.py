@@ -43,6 +43,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -61,6 +62,17 @@ DEFAULT_CACHE = "/cache"
 
 INDEX = "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+# How SGLang starts without CUDA. Its scheduler and detokenizer get a Python of their own each, as
+# they must where CUDA is in use; here they are forked from the first process, which has a single
+# thread then: nothing is imported three times, which is most of the work of a start. And as the
+# first process of a container gets no SIGTERM before it has a handler for it, it has one at once.
+FORKING = """\
+import multiprocessing, os, runpy, signal
+multiprocessing.set_start_method = lambda *_, **__: None
+signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
+runpy.run_module("sglang.launch_server", run_name="__main__", alter_sys=True)
+"""
+
 LISTED = 20  # entries of a folder that a message names at most
 HEADER_LIMIT = 100_000_000  # bytes; the limit of the safetensors format itself
 
@@ -266,10 +278,10 @@ def command(pointer: Pointer, arguments: Sequence[str]) -> list[str]:
     the same option. The load format keeps SGLang from falling back to pickled weights, now and
     whenever it is told later to load other weights from disk.
     """
+    forks = "--device=cpu" in arguments or ("--device", "cpu") in pairwise(arguments)
     return [
         sys.executable,
-        "-m",
-        "sglang.launch_server",
+        *(("-c", FORKING) if forks else ("-m", "sglang.launch_server")),
         *arguments,
         "--model-path",
         str(pointer.path),

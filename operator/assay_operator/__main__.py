@@ -46,15 +46,19 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("files", nargs="+", metavar="FILE", help="YAML; - reads standard input")
     plan.add_argument("--config", type=Path, metavar="FILE", help="the operator's configuration")
     plan.set_defaults(command=_plan)
+    why = commands.add_parser("explain", help="draw the last hour of a service that scales itself")
+    why.add_argument("name", metavar="NAME", help="of the InferenceService")
+    why.add_argument("--namespace", "-n", metavar="NS", help="default: that of the kubeconfig")
+    _access_options(why)
+    why.set_defaults(command=_explain)
     told = commands.add_parser("version", help="print the version")
     told.set_defaults(command=_version)
     return parser
 
 
 def _run_options(parser: argparse.ArgumentParser) -> None:
+    _access_options(parser)
     add = parser.add_argument
-    add("--kubeconfig", help="default: the pod's service account, else the current kubeconfig")
-    add("--context", help="context of the kubeconfig")
     add(
         "--namespace",
         action="append",
@@ -71,12 +75,26 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
         "(default: pods in a cluster, else apiserver)",
     )
     add("--port", type=int, default=8080, help="of /healthz, /readyz and /metrics; 0: any free one")
+    add(
+        "--metrics-api",
+        type=Path,
+        metavar="DIR",
+        help="serve external.metrics.k8s.io for autoscaling by driver hpa, with tls.crt and "
+        "tls.key of DIR",
+    )
+    add("--metrics-api-port", type=int, default=6443, help="of that API")
     add("--lease-namespace", metavar="NS", help="default: the operator's own namespace")
     add("--lease-name", default="assay-operator", metavar="NAME", help="of the leader's Lease")
     add("--no-leader-election", action="store_true", help="for a single process")
     add("--log-format", choices=("json", "text"), default="json", help="default: json")
     add("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     parser.set_defaults(command=_run)
+
+
+def _access_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--kubeconfig", help="default: the pod's service account, else the current kubeconfig")
+    add("--context", help="context of the kubeconfig")
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -95,6 +113,8 @@ def _run(options: argparse.Namespace) -> int:
                     namespaces=tuple(options.namespace),
                     reach=options.reach,
                     port=options.port,
+                    metrics_api=options.metrics_api,
+                    metrics_api_port=options.metrics_api_port,
                     lease_namespace=options.lease_namespace,
                     lease_name=options.lease_name,
                     election=not options.no_leader_election,
@@ -150,6 +170,28 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _read(name: str) -> str:
     return sys.stdin.read() if name == "-" else Path(name).read_text()
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from kubernetes.aio.config import ConfigException  # noqa: PLC0415
+
+    from assay_operator.cluster.client import ApiError, look_up  # noqa: PLC0415
+    from assay_operator.explain import explain  # noqa: PLC0415
+
+    try:
+        service = asyncio.run(
+            look_up(
+                "InferenceService",
+                options.name,
+                namespace=options.namespace,
+                kubeconfig=options.kubeconfig,
+                context=options.context,
+            )
+        )
+        print(explain(service, datetime.now(UTC)))
+    except (ApiError, ConfigException, ValueError) as error:
+        return _complain(error)
+    return 0
 
 
 def _version(_: argparse.Namespace) -> int:

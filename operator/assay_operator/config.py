@@ -42,6 +42,26 @@ class RouterDefaults(_Part):
     )
 
 
+class ActivatorDefaults(_Part):
+    """The pod that holds the requests of a service without a replica, and how many it holds."""
+
+    image: str = Field(
+        default="",
+        description="Of the operator. The chart names its own; else assay/operator of this "
+        "version.",
+    )
+    template: dict[str, Any] = Field(
+        default={},
+        description="Cluster-wide overrides of the activator pod. Its container is called "
+        "activator.",
+    )
+    holdSeconds: int = Field(
+        default=600, ge=1, description="A request waits so long at most, then it is refused."
+    )
+    requests: int = Field(default=512, ge=1, description="Requests of a service that wait at once.")
+    megabytes: int = Field(default=64, ge=1, description="Of memory for their bodies together.")
+
+
 class VerifierDefaults(_Part):
     """Where the pods come from that inspect a checkpoint's files and ask models a suite's items."""
 
@@ -98,9 +118,15 @@ class OperatorConfig(_Part):
 
     engine: EngineDefaults = EngineDefaults()
     router: RouterDefaults = RouterDefaults()
+    activator: ActivatorDefaults = ActivatorDefaults()
     verifier: VerifierDefaults = VerifierDefaults()
     trainer: TrainerDefaults = TrainerDefaults()
     imagePullPolicy: str = "IfNotPresent"
+    metricsUrl: str | None = Field(
+        None,
+        description="Where KEDA reaches this operator's port, as http://NAME.NAMESPACE.svc:8080. "
+        "The chart writes it; without it there is no driver keda.",
+    )
     networkPolicy: NetworkPolicies | None = Field(
         None,
         description="Makes NetworkPolicies for engines, routers and trainers. The chart writes it. "

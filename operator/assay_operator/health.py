@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import ssl
+from collections.abc import Callable, Iterable
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -33,13 +34,19 @@ def sick(heartbeat: Heartbeat, dead_watches: dict[str, str]) -> list[str]:
     return reasons
 
 
-def application(alive: Reasons, ready: Reasons, refresh: Callable[[], None]) -> web.Application:
+def application(
+    alive: Reasons,
+    ready: Reasons,
+    refresh: Callable[[], None],
+    more: Iterable[web.RouteDef] = (),
+) -> web.Application:
     """The endpoints /healthz, /readyz and /metrics.
 
     Args:
         alive: reasons against liveness.
         ready: reasons against readiness.
         refresh: brings gauges up to date before they are read.
+        more: further endpoints.
     """
 
     async def healthz(_: web.Request) -> web.Response:
@@ -56,10 +63,13 @@ def application(alive: Reasons, ready: Reasons, refresh: Callable[[], None]) -> 
     made.router.add_get("/healthz", healthz)
     made.router.add_get("/readyz", readyz)
     made.router.add_get("/metrics", metrics)
+    made.router.add_routes(more)
     return made
 
 
-async def serve(made: web.Application, port: int) -> web.AppRunner:
+async def serve(
+    made: web.Application, port: int, tls: ssl.SSLContext | None = None
+) -> web.AppRunner:
     """Listens on `port` of all addresses; `cleanup` of what is returned ends it.
 
     Raises:
@@ -67,7 +77,8 @@ async def serve(made: web.Application, port: int) -> web.AppRunner:
     """
     runner = web.AppRunner(made, access_log=None)
     await runner.setup()
-    await web.TCPSite(runner, None, port, shutdown_timeout=1.0).start()
+    site = web.TCPSite(runner, None, port, shutdown_timeout=1.0, ssl_context=tls)
+    await site.start()
     return runner
 
 

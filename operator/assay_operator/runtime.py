@@ -11,11 +11,13 @@ import time
 import uuid
 from collections.abc import Coroutine
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 from kubernetes.aio.client import Configuration
 
-from assay_operator import health, telemetry
+from assay_operator import health, metrics_api, telemetry
 from assay_operator.actor import Actors
 from assay_operator.cluster.apply import Applier
 from assay_operator.cluster.audit import OWNERS, Audit
@@ -33,10 +35,12 @@ from assay_operator.config import OperatorConfig
 from assay_operator.handlers import watching
 from assay_operator.plan import Json
 from assay_operator.reconciler import Reconciler
+from assay_operator.reconcilers.autoscaling import Scalers
 from assay_operator.reconcilers.checkpoint import Checkpoints
 from assay_operator.reconcilers.inference import Services
 from assay_operator.reconcilers.shell import Kind, Shell
 from assay_operator.reconcilers.training import Jobs
+from assay_operator.sglang.activators import Activators
 from assay_operator.sglang.client import SGLang
 from assay_operator.sglang.control import Control
 from assay_operator.sglang.reach import ApiServerReach, PodReach, Reach
@@ -57,6 +61,9 @@ class Options:
         reach: how engines and routers are asked.
         port: of the operator's own endpoints.
         lease_namespace: None for the operator's own.
+        metrics_api: folder with the certificate of the API for HorizontalPodAutoscalers; None: it
+            is not served.
+        metrics_api_port: of that API.
         lease_name: shared by the replicas of one installation.
         election: False for a single process that needs no Lease.
     """
@@ -66,6 +73,8 @@ class Options:
     namespaces: tuple[str, ...] = ()
     reach: Literal["auto", "pods", "apiserver"] = "auto"
     port: int = 8080
+    metrics_api: Path | None = None
+    metrics_api_port: int = 6443
     lease_namespace: str | None = None
     lease_name: str = "assay-operator"
     election: bool = True
@@ -107,6 +116,8 @@ class Operator:
         self._reach = _reach(options, self._client)
         self._sglang = SGLang(self._reach)
         self._control = Control(self._reach)
+        self._activators = Activators(self._reach)
+        self._scalers = Scalers(self._view, self._reach, self._activators, self._sglang)
         applier = Applier(self._client, self._view, self._control)
         self._kinds = _kinds(
             Shell(
@@ -116,12 +127,14 @@ class Operator:
                 self._reach,
                 self._sglang,
                 self._control,
+                self._scalers,
                 config,
             )
         )
         reconciler = Reconciler(self._view, applier, self._kinds)
         self._actors = Actors(reconciler, reconciler.complain)
         self._view.wake = self._control.wake = self._wake
+        self._activators.wake = self._scalers.wake = self._wake
         self._last_seen: dict[str, float] = {}
         self._standing = self._watching = self._synced = False
         self._election = self._candidate() if options.election else None
@@ -130,9 +143,11 @@ class Operator:
         """Works until SIGTERM or SIGINT; returns the process's exit code."""
         stop = asyncio.Event()
         _on_signals(stop)
-        server = await health.serve(
-            health.application(self._alive, self._ready, self._refresh), self._options.port
-        )
+        api = metrics_api.MetricsApi(partial(self._client.get, "InferenceService"))
+        made = health.application(self._alive, self._ready, self._refresh, api.plain())
+        server = await health.serve(made, self._options.port)
+        folder, port = self._options.metrics_api, self._options.metrics_api_port
+        aggregated = await metrics_api.serve(api, folder, port) if folder else None
         # kopf puts handlers of its own on the signals when it starts: ours go over them.
         jobs = [_job(self._served(stop)), _job(stop.wait())]
         try:
@@ -150,6 +165,10 @@ class Operator:
             jobs[0].cancel()
             await asyncio.wait(jobs, timeout=3)
             await server.cleanup()
+            if aggregated:
+                await aggregated.cleanup()
+            self._scalers.close()
+            self._activators.close()
             self._control.close()
             await self._reach.close()
             await self._client.close()
@@ -258,6 +277,7 @@ class Operator:
             if kind == "Pod":
                 self._sglang.forget(item["metadata"]["uid"])
                 self._control.forget(item["metadata"]["uid"])
+                self._activators.forget(item["metadata"]["uid"])
         else:
             self._view.put(item, watched=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import Literal
 
@@ -28,6 +29,32 @@ WATCH_AGE = Gauge("assay_watch_age_seconds", "Seconds since a watch last said an
 WATCH_MISSED = Counter(
     "assay_watch_missed_total", "States that a list showed and the watch never did.", ["kind"]
 )
+
+_OF_SERVICE = ("namespace", "service")
+REPLICAS_WANTED = Gauge(
+    "assay_autoscaling_replicas_wanted", "Engine replicas as decided.", _OF_SERVICE
+)
+REPLICAS_REQUIRED = Gauge(
+    "assay_autoscaling_replicas_required",
+    "Engine replicas that the load requires by the objectives; absent while it is not known.",
+    _OF_SERVICE,
+)
+REPLICA_CAPACITY = Gauge(
+    "assay_autoscaling_replica_requests_per_second",
+    "Requests/s that one replica bears within the objectives for times, as learned.",
+    _OF_SERVICE,
+)
+DECISIONS = Counter("assay_autoscaling_decisions_total", "Decisions about replicas.", ["reason"])
+
+
+def tell_of_service(metric: Gauge, namespace: str, service: str, value: float | None) -> None:
+    """Sets one service's value; None takes it away."""
+    if value is not None:
+        metric.labels(namespace, service).set(value)
+    else:
+        # One that has no value there has none to take away.
+        with contextlib.suppress(KeyError):
+            metric.remove(namespace, service)
 
 
 def configure_logging(log_format: LogFormat, level: str) -> None:

@@ -12,26 +12,28 @@ from typing import Any, Self
 from assay_operator.inference.observation import ENGINE_PORT
 from examples import chat as chat_module
 from tests.cluster import Cluster
-from tests.kube import Json, Kube, wait_for
+from tests.kube import Json, Kube, NotYet, wait_for
 
 CLIENT = "client"
 
-# Asks for short answers in a loop, several at a time, and writes a line for each. SGLang tells with
+# Asks for answers in a loop, several at a time, and writes a line for each. SGLang tells with
 # each answer which weights made it.
 _LOAD = """
 import json, sys, threading, time, urllib.request
 url, model, threads, pause = sys.argv[2], sys.argv[3], int(sys.argv[4]), float(sys.argv[5])
+tokens, patience = int(sys.argv[6]), float(sys.argv[7])
 out, lock = open(sys.argv[1], "w", buffering=1), threading.Lock()
 def loop(number):
     count = 0
     while True:
         count += 1
-        body = {"model": model, "prompt": f"{number} {count} + 1 =", "max_tokens": 8}
+        body = {"model": model, "prompt": f"{number} {count} + 1 =", "max_tokens": tokens,
+                "ignore_eos": True}
         request = urllib.request.Request(url + "/completions", json.dumps(body).encode(),
                                          {"Content-Type": "application/json"})
         began, error, version = time.time(), None, None
         try:
-            answer = json.load(urllib.request.urlopen(request, timeout=60))
+            answer = json.load(urllib.request.urlopen(request, timeout=patience))
             answer["choices"][0]
             version = (answer.get("metadata") or {}).get("weight_version")
         except Exception as problem:
@@ -95,24 +97,59 @@ def routers(kube: Kube, name: str) -> list[Json]:
     return _pods(kube, name, "router")
 
 
-def asked(kube: Kube, engine: Json, path: str) -> Json:
-    """What an engine answers at a path.
+def told_within(kube: Kube, pod: str, request: str) -> Any:
+    """What an engine answers to a request from its own pod, as JSON data.
 
-    It is asked from within: a NetworkPolicy may keep the client pod away from engines.
+    From there: a NetworkPolicy may keep the client pod away from engines.
+
+    Args:
+        kube: where the pod is.
+        pod: of the engine.
+        request: path and, if any, body: the arguments of urllib's Request, as Python.
     """
     script = (
         "import urllib.request as r\n"
-        f"print(r.urlopen('http://127.0.0.1:{ENGINE_PORT}{path}').read().decode())"
+        f"print(r.urlopen(r.Request('http://127.0.0.1:{ENGINE_PORT}' + {request})).read().decode())"
     )
-    name = engine["metadata"]["name"]
-    words = ("exec", name, "-c", "engine", "--", "python3", "-c", script)
-    answer: Json = json.loads(kube.kubectl(*words))
-    return answer
+    return json.loads(kube.kubectl("exec", pod, "-c", "engine", "--", "python3", "-c", script))
+
+
+def _version_by_pod(kube: Kube, name: str) -> dict[str, str]:
+    """The version of weights that each of a service's engines itself reports, by pod."""
+    names = [str(pod["metadata"]["name"]) for pod in engines(kube, name)]
+    return {pod: told_within(kube, pod, "'/model_info'")["weight_version"] for pod in names}
+
+
+def completed_by(kube: Kube, pod: str, tokens: int) -> tuple[int, str]:
+    """How long an answer became that an engine was asked for, and what weights it had then."""
+    asked = {"text": "1 + 1 =", "sampling_params": {"max_new_tokens": tokens, "ignore_eos": True}}
+    header = {"Content-Type": "application/json"}
+    said = told_within(kube, pod, f"'/generate', {json.dumps(asked).encode()}, {header}")
+    return said["meta_info"]["completion_tokens"], said["meta_info"]["weight_version"]
 
 
 def reported(kube: Kube, name: str) -> set[str]:
     """The versions of weights that a service's engines themselves report."""
-    return {asked(kube, pod, "/model_info")["weight_version"] for pod in engines(kube, name)}
+    return set(_version_by_pod(kube, name).values())
+
+
+def wait_reported(kube: Kube, name: str, version: str, seconds: float = 60) -> None:
+    """Waits until all of a service's engines report one version of weights.
+
+    Raises:
+        NotYet: they do not; the message names what each reports instead.
+    """
+    found: dict[str, str] = {}
+
+    def same() -> bool:
+        found.clear()
+        found.update(_version_by_pod(kube, name))
+        return set(found.values()) == {version}
+
+    try:
+        wait_for(f"weights {version} in all engines", same, seconds, every=1)
+    except NotYet as late:
+        raise NotYet(f"{late}; they report {found}") from late
 
 
 @dataclass(frozen=True)
@@ -223,11 +260,21 @@ class Load(Background):
         name: of the Service, and of the model.
         threads: requests at a time.
         pause: seconds from an answer to the same thread's next request.
+        tokens: of each answer.
+        patience: seconds after which a request that has no answer has failed.
     """
 
-    def __init__(self, kube: Kube, name: str, threads: int = 3, pause: float = 0.0) -> None:
+    def __init__(
+        self,
+        kube: Kube,
+        name: str,
+        threads: int = 3,
+        pause: float = 0.0,
+        tokens: int = 8,
+        patience: float = 60.0,
+    ) -> None:
         url = f"http://{name}.{kube.namespace}.svc/v1"
-        super().__init__(kube, "load", _LOAD, url, name, threads, pause)
+        super().__init__(kube, "load", _LOAD, url, name, threads, pause, tokens, patience)
 
     def versions(self) -> set[str]:
         """The weights that answered."""

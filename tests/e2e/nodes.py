@@ -12,6 +12,8 @@ from tests.cluster import Cluster
 from tests.e2e.clients import Processes, processes
 from tests.kube import Json, Kube, wait_for
 
+SHOWN_MEGABYTES = 1024
+"""Claimed of a folder that is there already; nothing holds anybody to it."""
 CONTROL_PLANE = "component=kube-apiserver"
 SLACK_SECONDS = 30
 """After which an API server that was stopped goes on even if nobody is left to tell it."""
@@ -62,6 +64,19 @@ def disk(kube: Kube, claim: str, node: str, megabytes: int) -> Iterator[Folder]:
         kube.delete("pvc", claim)
         kube.delete("pv", volume["metadata"]["name"])
         kube.cluster.docker("exec", node, "umount", "--lazy", path)
+
+
+@contextmanager
+def shown(folder: Folder, kube: Kube, claim: str) -> Iterator[None]:
+    """A claim that shows the files of a folder, for the time of a `with` block: as a file server
+    would show them to another namespace."""
+    volume, bound = _volume(kube, claim, folder.node, folder.path, SHOWN_MEGABYTES)
+    try:
+        kube.apply(volume, bound)
+        yield
+    finally:
+        kube.delete("pvc", claim)
+        kube.delete("pv", volume["metadata"]["name"])
 
 
 def _volume(kube: Kube, claim: str, node: str, path: str, megabytes: int) -> tuple[Json, Json]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.clients import Load, asked, engines
+from tests.e2e.clients import Load, engines, told_within
 from tests.e2e.rollouts import patch
 from tests.kube import Json, Kube, infsvc, wait_for
 
@@ -36,7 +36,7 @@ def services(kube: Kube, model: str) -> Iterator[Kube]:
 def test_engines_that_run_them_serve_and_it_is_told_which(services: Kube) -> None:
     services.wait_ready("fused")
     [engine] = engines(services, "fused")
-    answer = asked(services, engine, "/assay/kernels")
+    answer = told_within(services, engine["metadata"]["name"], "'/assay/kernels'")
     assert answer["active"] and answer["kernels"] == "fused" and answer["hardened"]
     told = services.condition("fused", "KernelsActive")
     assert (told["status"], told["reason"]) == ("True", "Fused")

@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests.assay import Assay
-from tests.e2e.clients import Load, reported
+from tests.e2e.clients import Load, completed_by, engines, reported
 from tests.e2e.rollouts import (
     ROLLOUT,
     checkpoint,
     digest_of,
     engine_uids,
     make_models,
+    patch,
     serve,
     suite_config_map,
     wait_rollout,
     wait_verdict,
 )
+from tests.e2e.watching import Story, Told
 from tests.kube import Kube
 
 NAME = "live"
 MODELS = {"tiny-next": ("--seed", "11"), "tiny-untrained": ("--steps", "0")}
+LONG_TOKENS = 1000
+"""Of an answer that takes longer than its engine takes to change weights."""
+MOMENT_SECONDS = 150
+PAUSE_SECONDS = 5
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +112,62 @@ def test_an_annotation_brings_back_what_was_served_before(live: Kube) -> None:
         wait_rollout(live, NAME, "Done", first)
     assert load.failures() == []
     assert reported(live, NAME) == {first}
+
+
+@pytest.fixture(scope="module")
+def lone(live: Kube) -> Kube:
+    """The same service with one replica, and nothing that holds it to what was served before."""
+    patch(live, NAME, {"metadata": {"annotations": {"assay.dev/rollback": None}}})
+    patch(live, NAME, {"spec": {"replicas": 1}})
+    live.wait_ready(NAME, replicas=1)
+    return live
+
+
+def test_a_lone_replica_gets_one_beside_it_and_its_long_answers_go_on_with_the_new_weights(
+    lone: Kube,
+) -> None:
+    wanted = digest_of(lone, "next")
+    patch(lone, NAME, {"spec": {"rollout": {"inFlight": "Continue", "canary": {"hold": "1s"}}}})
+    before = engine_uids(lone, NAME)
+    (engine,) = engines(lone, NAME)
+    with Story(lone, NAME) as story, Load(lone, NAME) as load, ThreadPoolExecutor() as threads:
+        load.wait_for_answers(4)
+        serve(lone, NAME, "checkpoint://next")
+        story.wait(lambda told: told.phase == "Holding", 0, MOMENT_SECONDS)
+        long_answer = threads.submit(completed_by, lone, engine["metadata"]["name"], LONG_TOKENS)
+        wait_rollout(lone, NAME, "Done", wanted)
+        load.wait_for_answers(4)
+        assert long_answer.result() == (LONG_TOKENS, wanted)
+    assert load.failures() == []
+    assert max(told.status["replicas"] for told in story.told) == 2
+    lone.wait_ready(NAME, replicas=1)
+    assert reported(lone, NAME) == {wanted}
+    assert engine_uids(lone, NAME) <= before, "the one that was made for the canary went again"
+
+
+def test_new_pods_bring_the_weights_where_that_is_asked_and_a_pause_holds_them_up(
+    lone: Kube,
+) -> None:
+    first = (lone.get("infsvc", NAME) or {})["status"]["history"][-1]["version"]
+    patch(lone, NAME, {"spec": {"rollout": {"inFlight": "Finish", "strategy": "Recreate"}}})
+    before = engine_uids(lone, NAME)
+    with Story(lone, NAME) as story, Load(lone, NAME, threads=2) as load:
+        load.wait_for_answers(4)
+        serve(lone, NAME, "pvc://models/tiny")
+        recreating = story.wait(lambda told: told.phase == "Recreating", 0, MOMENT_SECONDS)
+        patch(lone, NAME, {"spec": {"rollout": {"paused": True}}})
+
+        def stands(told: Told) -> bool:
+            return bool(told.rollout.get("paused"))
+
+        story.wait(stands, recreating, MOMENT_SECONDS)
+        time.sleep(PAUSE_SECONDS)
+        assert story.told[-1].phase == "Recreating"
+        assert before <= engine_uids(lone, NAME), "no pod goes while it is paused"
+        patch(lone, NAME, {"spec": {"rollout": {"paused": False}}})
+        wait_rollout(lone, NAME, "Done", first)
+        load.wait_for_answers(4)
+    assert load.failures() == []
+    lone.wait_ready(NAME, replicas=1)
+    assert reported(lone, NAME) == {first}
+    assert engine_uids(lone, NAME).isdisjoint(before)

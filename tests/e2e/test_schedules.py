@@ -17,7 +17,7 @@ import pytest
 
 from tests.assay import Assay
 from tests.e2e import plays
-from tests.e2e.clients import Load, reported
+from tests.e2e.clients import Load, wait_reported
 from tests.e2e.operators import wait_operators
 from tests.e2e.rollouts import digest_of, make_models, suite_config_map, wait_verdict
 from tests.e2e.scene import (
@@ -37,7 +37,7 @@ from tests.e2e.scene import (
     twin,
 )
 from tests.e2e.watching import Lookout, Story, seconds_short, unadmitted, unexcused
-from tests.kube import Kube, NotYet, wait_for
+from tests.kube import Kube, NotYet
 
 LEAST_LISTED = 1
 """Of two replicas, of which a rollout may take one out of service."""
@@ -216,19 +216,16 @@ def test_only_what_was_weighed_answers_and_it_comes_to_rest_when(
         first, serves = scene.digest("first"), scene.digest(schedule.serves)
         schedule.play(scene)
         end = scene.end(schedule.to)
+        ended = (end.phase, end.served, end.rollout.get("reason", ""))
+        assert ended == (schedule.ends, serves, schedule.reason), story.tale()
         services.wait_ready(NAME, replicas=REPLICAS)
 
-        def same() -> bool:
-            return reported(services, NAME) == {serves}
-
-        wait_for("the same weights everywhere", same, 60, every=1)
+        wait_reported(services, NAME, serves)
         load.wait_for_answers(4)
     seconds = time.monotonic() - began
     told = f"{len(lookout.lines)} looks, {load.answers()} answers, {len(load.failures())} failed"
     print(f"{sentence}: {seconds:.0f} s, {told}{story.tale()}")
 
-    assert (end.phase, end.served) == (schedule.ends, serves)
-    assert end.rollout.get("reason", "") == schedule.reason
     refused = {each["version"] for each in end.status.get("refused", ())}
     assert (scene.digest(schedule.to) in refused) is schedule.refused
 

@@ -39,7 +39,8 @@ def test_get_answers_whether_it_is_fine(solver: Kube) -> None:
     head, row = solver.kubectl("get", "infsvc", "solver").splitlines()
     columns = ["NAME", "READY", "REPLICAS", "CHECKPOINT", "SCORE", "URL", "REASON", "AGE"]
     assert head.split() == columns
-    assert re.match(r"solver\s+True\s+1/1\s+tiny-\w+\s+http://solver\.\S+/v1\s+Serving\s", row)
+    served = r"pvc://models/tiny\s+http://solver\.\S+/v1"
+    assert re.match(rf"solver\s+True\s+1/1\s+{served}\s+Serving\s", row)
 
 
 def test_a_chat_is_streamed_through_the_service(solver: Kube) -> None:

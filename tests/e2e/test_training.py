@@ -9,11 +9,19 @@ import pytest
 
 from tests.assay import Assay
 from tests.e2e.clients import reported
-from tests.e2e.jobs import ENGINE, make_task, sorting_job, wait_end
-from tests.kube import Kube, wait_for
+from tests.e2e.jobs import ENGINE, make_task, sorting_job, wait_end, wait_job
+from tests.e2e.nodes import folder_of, shown
+from tests.e2e.rollouts import engine_uids, wait_rollout
+from tests.kube import Json, Kube, wait_for
 
 JOB, SERVICE = "sorter", "sorted"
 STEPS, EVERY = 4, 2
+STORAGE = {"size": "1Gi", "accessMode": "ReadWriteOnce"}
+PAIR = "pair"
+PAIR_PODS = f"app.kubernetes.io/instance=verifiedrljob.{PAIR}"
+PAIR_TRAINERS = f"{PAIR_PODS},app.kubernetes.io/component=trainer"
+SUSPENDED_SECONDS = 240
+NAMESPACE_SECONDS = 180
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +30,7 @@ def trained(
 ) -> Iterator[Kube]:
     """The small task, and a job that was applied and ran to its end."""
     make_task(assay, kube, tmp_path_factory.mktemp("task") / "log")
-    storage = {"size": "1Gi", "accessMode": "ReadWriteOnce"}
-    kube.apply(sorting_job(JOB, steps=STEPS, every=EVERY, storage=storage))
+    kube.apply(sorting_job(JOB, steps=STEPS, every=EVERY, storage=STORAGE))
     wait_end(kube, JOB)
     yield kube
     kube.delete("vrl", JOB)
@@ -54,17 +61,101 @@ def test_a_checkpoint_cannot_be_changed(trained: Kube) -> None:
     assert "cannot be changed" in trained.kubectl(*words, check=False)
 
 
+def best_of(kube: Kube, job: str) -> str:
+    """The digest of a job's best checkpoint."""
+    best = (kube.get("vrl", job) or {})["status"]["best"]
+    found: str = (kube.get("ckpt", best) or {})["spec"]["digest"]
+    return found
+
+
 def test_a_service_that_follows_the_job_serves_its_best_checkpoint(trained: Kube) -> None:
-    best = ((trained.get("vrl", JOB) or {})["status"])["best"]
-    wanted = (trained.get("ckpt", best) or {})["spec"]["digest"]
     follows = {"source": "pvc://models/task/model", "follow": {"job": JOB}}
     spec = {"model": follows, "engine": ENGINE, "rollout": {"canary": {"hold": "1s"}}}
     with trained.service(SERVICE, spec):
         trained.wait_ready(SERVICE)
-
-        def served() -> bool:
-            status = (trained.get("infsvc", SERVICE) or {}).get("status", {})
-            return bool(status.get("served", {}).get("version") == wanted)
-
-        wait_for(f"{best} served", served, 240, every=1)
+        wanted = best_of(trained, JOB)
+        wait_rollout(trained, SERVICE, "Done", wanted)
         assert reported(trained, SERVICE) == {wanted}
+
+
+def grant(namespace: str) -> Json:
+    """Lets services of a namespace follow the job."""
+    return {
+        "apiVersion": "assay.dev/v1alpha1",
+        "kind": "CheckpointGrant",
+        "metadata": {"name": "readers"},
+        "spec": {"from": [{"namespace": namespace}], "jobs": [JOB]},
+    }
+
+
+def test_a_service_of_another_namespace_follows_it_once_that_is_granted(trained: Kube) -> None:
+    """What it served is another model, so new pods bring what it follows."""
+    readers = Kube(trained.cluster, f"{trained.namespace}-readers")
+    made = trained.get("ckpt", f"{JOB}-1-{STEPS}") or {}
+    claim = made["spec"]["source"].removeprefix("pvc://").partition("/")[0]
+    checkpoints = folder_of(trained, claim)
+    follow = {"job": JOB, "namespace": trained.namespace, "claim": "checkpoints"}
+    spec = {
+        "model": {"source": "pvc://models/tiny", "follow": follow},
+        "engine": ENGINE,
+        "rollout": {"canary": {"hold": "1s"}},
+    }
+    gone = ("delete", "namespace", readers.namespace, f"--timeout={NAMESPACE_SECONDS}s")
+    readers.cluster.kubectl(*gone, "--ignore-not-found")
+    readers.cluster.kubectl("create", "namespace", readers.namespace)
+    try:
+        with (
+            shown(folder_of(trained, "models"), readers, "models"),
+            shown(checkpoints, readers, "checkpoints"),
+            readers.service(SERVICE, spec),
+        ):
+            readers.wait_ready(SERVICE)
+            before = engine_uids(readers, SERVICE)
+            assert readers.condition(SERVICE, "Target")["reason"] == "NotGranted"
+            trained.apply(grant(readers.namespace))
+            wanted = best_of(trained, JOB)
+            wait_rollout(readers, SERVICE, "Done", wanted)
+            assert reported(readers, SERVICE) == {wanted}
+            assert engine_uids(readers, SERVICE).isdisjoint(before)
+            said = {event["reason"] for event in readers.events(SERVICE)}
+            assert {"Recreate", "RolloutDone"} <= said
+    finally:
+        trained.delete("ckptgrant", "readers")
+        readers.cluster.kubectl(*gone)
+
+
+def test_two_trainer_pods_train_together_and_go_on_after_the_job_was_suspended(
+    trained: Kube,
+) -> None:
+    job = sorting_job(PAIR, steps=STEPS, every=EVERY, storage=STORAGE)
+    # Two of them and an engine have to find room on the test machine.
+    small = {"requests": {"cpu": "50m", "memory": "128Mi"}}
+    job["spec"]["trainer"] |= {"nodes": 2, "resources": small}
+    trained.apply(job)
+    try:
+        at_work = wait_job(trained, PAIR, "a step", lambda status: status.get("step", 0) >= 1)
+        assert len(trained.list("pods", PAIR_TRAINERS)) == 2
+        suspend(trained, True)
+        suspended = wait_job(
+            trained,
+            PAIR,
+            "Suspended",
+            lambda status: status["phase"] == "Suspended",
+            SUSPENDED_SECONDS,
+        )
+        wait_for("no pod", lambda: not trained.list("pods", PAIR_PODS), SUSPENDED_SECONDS, every=1)
+        suspend(trained, False)
+        ended = wait_end(trained, PAIR)
+    finally:
+        trained.delete("vrl", PAIR)
+    assert (ended["phase"], ended["progress"]) == ("Complete", f"{STEPS}/{STEPS}")
+    assert ended["generation"] > at_work["generation"]
+    made = [item["spec"]["job"] for item in trained.list("ckpt") if item["spec"].get("job")]
+    kept = {each["step"]: each["version"] for each in made if each["name"] == PAIR}
+    assert suspended["step"] in kept, "a last one was made before the pods went"
+    assert max(kept) == STEPS
+
+
+def suspend(kube: Kube, wanted: bool) -> None:
+    patch = json.dumps({"spec": {"suspend": wanted}})
+    kube.kubectl("patch", "vrl", PAIR, "--type=merge", "--patch", patch)

@@ -10,7 +10,7 @@ import yaml
 
 from assay_operator.api import schema as crds
 from assay_operator.config import OperatorConfig
-from assay_operator.inference.observation import ENGINE_PORT, METRICS_PORT
+from assay_operator.inference.observation import ACTIVATOR_STATUS_PORT, ENGINE_PORT, METRICS_PORT
 from assay_operator.training.jobfile import STATUS_PORT
 from tests.cluster import Cluster
 from tests.cluster.settings import REPOSITORY
@@ -32,6 +32,7 @@ CHILDREN = (
     "configmaps",
     "networkpolicies.networking.k8s.io",
     "poddisruptionbudgets.policy",
+    "horizontalpodautoscalers.autoscaling",
 )
 CLAIMS = "persistentvolumeclaims"
 WORK = [
@@ -48,6 +49,7 @@ WORK = [
         for verb in ("get", "list", "watch", "create", "patch", "delete")
     ),
     *((verb, CLAIMS) for verb in ("get", "list", "watch", "create", "patch")),
+    *((verb, "scaledobjects.keda.sh") for verb in ("get", "create", "patch", "delete")),
     *((verb, "pods") for verb in ("get", "list", "watch", "patch", "delete")),
     ("create", "events"),
     *((verb, f"leases.coordination.k8s.io/{RELEASE}-assay-operator") for verb in ("list", "watch")),
@@ -119,6 +121,7 @@ def everything() -> Json:
             "metricsFrom": [{"namespaceSelector": {}}],
             "workloads": {"metricsFrom": [{"namespaceSelector": {}}]},
         },
+        "metricsApi": {"enabled": True},
         "admissionPolicy": {"exemptUsers": ["system:serviceaccount:velero:velero"]},
         "priorityClassName": "system-cluster-critical",
         "imagePullSecrets": [{"name": "registry"}],
@@ -198,7 +201,8 @@ def test_the_network_policy_lets_engines_routers_and_trainers_be_asked(cluster: 
     objects = rendered(cluster, {"networkPolicy": {"enabled": True}})
     rules = one(objects, "NetworkPolicy")["spec"]["egress"]
     ports = {port["port"] for rule in rules for port in rule["ports"]}
-    assert {53, 443, 6443, ENGINE_PORT, METRICS_PORT, STATUS_PORT} == ports
+    asked = {ENGINE_PORT, METRICS_PORT, ACTIVATOR_STATUS_PORT, STATUS_PORT}
+    assert ports == {53, 443, 6443} | asked
 
 
 def test_the_operator_is_told_by_what_others_know_its_pods(cluster: Cluster) -> None:

@@ -92,6 +92,8 @@ def test_what_passes_add_up_to_does_not_depend_on_how_a_batch_is_cut(kind: dict[
         assert told["kernels/rms_norm"] == (2 + 1) * 3
         # Gradients of products are PyTorch's; the head goes chunk by chunk.
         assert told["kernels/matmul"] >= 2 * (7 + 1)
+        # And so do log-probs, whose sums are those of the engine's sampler.
+        assert told["kernels/sampler"] >= 2
     assert told["kernels/fallbacks"] == 0
 
 

@@ -14,6 +14,7 @@ from assay_operator.cluster.due import (
     Applied,
     event_object,
     is_due,
+    other_writer,
     owned,
     status_is_due,
     superfluous,
@@ -278,6 +279,32 @@ class TestChildren:
         await carry_out(applier, config_map(k="v"))
         assert client.objects["ConfigMap", "a"]["data"] == {"k": "v"}
 
+    async def test_who_changed_a_child_is_told_until_it_is_put_right(
+        self, applier: Applier, client: FakeClient, view: View
+    ) -> None:
+        await carry_out(applier, deployment(1))
+        assert applier.drifted(KEY) == []
+        scaled = copy.deepcopy(client.objects["Deployment", "a"])
+        scaled["spec"]["replicas"] = 5
+        scaled["metadata"]["generation"] += 1
+        view.put(client.foreign(scaled, uid="uid-a"), watched=True)
+        assert applier.drifted(KEY) == [Ref("Deployment", "a")]
+        await carry_out(applier, deployment(1))
+        assert applier.drifted(KEY) == []
+
+    async def test_somebody_elses_autoscaler_of_the_same_name_is_not_taken(
+        self, applier: Applier, client: FakeClient
+    ) -> None:
+        theirs = {
+            "apiVersion": "autoscaling/v2",
+            "kind": "HorizontalPodAutoscaler",
+            "metadata": {"name": "a"},
+        }
+        client.foreign(theirs)
+        await carry_out(applier, theirs)
+        assert client.writes == []
+        assert Ref("HorizontalPodAutoscaler", "a") in applier.rejections(KEY)
+
     async def test_what_others_made_invalid_is_replaced(
         self, applier: Applier, client: FakeClient
     ) -> None:
@@ -426,6 +453,33 @@ class TestWhatOutlivesItsOwner:
         view.wake = woken.append
         await carry_out(applier, config_map(), checkpoint())
         assert woken == [Key("checkpoint", "team", "solver-1-20")]
+
+
+class TestOtherWriters:
+    """Who wrote a field, as the API server keeps it."""
+
+    def item(self, *entries: Json) -> Json:
+        return {"metadata": {"managedFields": list(entries)}}
+
+    def entry(self, manager: str, time: str = "2026-11-24T12:00:00Z", **more: Any) -> Json:
+        return {
+            "manager": manager,
+            "time": time,
+            "fieldsV1": {"f:spec": {"f:replicas": {}, "f:model": {"f:source": {}}}},
+            **more,
+        }
+
+    def test_the_last_one_is_named_with_the_way_that_was_taken(self) -> None:
+        found = self.item(
+            self.entry("helm", "2026-11-23T12:00:00Z"),
+            self.entry("kubectl", subresource="scale"),
+        )
+        assert other_writer(found, "spec", "replicas") == "kubectl (by the subresource scale)"
+
+    def test_we_are_no_other_and_neither_is_one_who_wrote_something_else(self) -> None:
+        other = self.entry("kubectl", fieldsV1={"f:spec": {"f:model": {}}})
+        assert other_writer(self.item(self.entry("assay"), other), "spec", "replicas") is None
+        assert other_writer({"metadata": {}}, "spec", "replicas") is None
 
 
 class TestRefusals:

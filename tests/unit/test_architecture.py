@@ -14,17 +14,20 @@ REPOSITORY = Path(__file__).parents[2]
 PACKAGE = REPOSITORY / "operator" / "assay_operator"
 VERIFIERS = REPOSITORY / "trainer" / "assay_verifiers"
 TRAINER = REPOSITORY / "trainer" / "assay_trainer"
-PURE = ("api", "inference", "training", "checkpoints")
-PARTS = (*PURE, "cluster", "sglang", "handlers", "reconcilers")
+KERNELS = REPOSITORY / "kernels" / "assay_kernels"
+PURE = ("api", "autoscaling", "inference", "training", "checkpoints")
+PARTS = (*PURE, "cluster", "sglang", "handlers", "reconcilers", "activator")
 ALLOWED: dict[str, set[str]] = {
     "api": set(),
-    "inference": {"api"},
+    "autoscaling": set(),
+    "inference": {"api", "autoscaling"},
     "training": {"api", "inference"},
     "checkpoints": {"api", "inference"},
     "cluster": {"api"},
     "sglang": {"api", "inference", "cluster"},
     "handlers": {*PURE, "cluster", "sglang"},
     "reconcilers": {*PURE, "cluster", "sglang"},
+    "activator": set(),
 }
 HEAVY = {"torch", "sglang", "transformers", "triton", "assay_trainer", "assay_kernels"}
 
@@ -110,6 +113,38 @@ def test_the_trainer_knows_neither_the_operator_nor_kubernetes() -> None:
     assert paths
     for path in paths:
         assert not {"assay_operator", "kopf", "kubernetes", "sglang"} & roots(path), path.name
+
+
+def test_kernels_stand_between_the_algorithms_and_the_learner() -> None:
+    """The packages import from each other, their modules do not."""
+    paths = sorted(KERNELS.rglob("*.py"))
+    assert paths
+    for path in paths:
+        foreign = {"assay_operator", "assay_verifiers", "kopf", "kubernetes", "transformers"}
+        assert not foreign & roots(path), path.name
+        taken = {name for name in imports(path) if name.startswith("assay_trainer")}
+        assert all(name.startswith("assay_trainer.algorithms.") for name in taken), path.name
+    users = {path.stem for path in TRAINER.rglob("*.py") if "assay_kernels" in roots(path)}
+    assert users == {"kernels", "exact"}
+
+
+def test_only_the_plugin_knows_sglang_and_it_needs_no_trainer() -> None:
+    for path in KERNELS.rglob("*.py"):
+        plugin = path.parent.name == "integrations"
+        assert plugin or "sglang" not in roots(path), path.name
+        assert not (plugin and "assay_trainer" in roots(path)), path.name
+
+
+def test_an_image_without_kernels_can_train() -> None:
+    """What begins a run does not import them; only what was chosen for them does."""
+    parts = parts_of_the_trainer()
+    assert not {name for name, needed in parts.items() if "exact" in needed}
+    begins = ast.parse((TRAINER / "kernels.py").read_text()).body
+    assert not {
+        node.module
+        for node in begins
+        if isinstance(node, ast.ImportFrom) and "assay_kernels" in (node.module or "")
+    }
 
 
 def test_a_job_file_is_read_without_torch() -> None:

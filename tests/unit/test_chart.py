@@ -16,6 +16,12 @@ from assay_operator.api import schema as crds
 from assay_operator.cluster.audit import ACTING, CHILDREN, OWNERS
 from assay_operator.cluster.client import KINDS
 from assay_operator.config import OperatorConfig
+from assay_operator.inference.observation import (
+    ACTIVATOR_STATUS_PORT,
+    ENGINE_PORT,
+    METRICS_PORT,
+)
+from assay_operator.training.jobfile import STATUS_PORT
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts" / "assay"
@@ -112,8 +118,8 @@ def test_the_configuration_in_the_values_is_the_operators_default() -> None:
 def test_the_schema_knows_every_field_of_the_configuration() -> None:
     ours = SCHEMA["properties"]["config"]["properties"]
     # Where the operator runs, the chart knows without being told.
-    assert {*ours, "networkPolicy"} == set(OperatorConfig.model_fields)
-    for part in ("engine", "router", "verifier", "trainer"):
+    assert {*ours, "networkPolicy", "metricsUrl"} == set(OperatorConfig.model_fields)
+    for part in ("engine", "router", "activator", "verifier", "trainer"):
         model = OperatorConfig.model_fields[part].annotation
         assert model is not None
         assert set(ours[part]["properties"]) == set(model.model_fields)  # type: ignore[attr-defined]
@@ -181,6 +187,12 @@ def test_people_may_see_and_change_every_kind() -> None:
     text = (CHART / "templates" / "rbac.yaml").read_text()
     for kind in crds.KINDS:
         assert text.count(f"{kind.plural}") >= 2, f"{kind.name} is in no role for people"
+
+
+def test_a_policy_for_the_operators_pods_lets_them_ask_all_that_they_ask() -> None:
+    text = (CHART / "templates" / "networkpolicy.yaml").read_text().partition("egress:")[2]
+    ports = {int(port) for port in re.findall(r"port: (\d+)", text)}
+    assert {ENGINE_PORT, METRICS_PORT, ACTIVATOR_STATUS_PORT, STATUS_PORT} <= ports
 
 
 def test_every_value_is_read_by_a_template() -> None:

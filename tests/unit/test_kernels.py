@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 
+from assay_operator.api.inference_service import InferenceServiceSpec
 from assay_operator.config import OperatorConfig
-from assay_operator.inference.children import TEMPLATE_ANNOTATION
 from assay_operator.inference.kernels import Kernels, asks_for_fused
-from assay_operator.inference.observation import Observation, Probe
+from assay_operator.inference.observation import Observation, Probe, engine_url
 from assay_operator.inference.planner import plan
+from assay_operator.inference.profiles import profile_of
+from assay_operator.inference.scaling import policy_of, standing
+from assay_operator.inference.templates import TEMPLATE_ANNOTATION
 from assay_operator.plan import Json, Plan, Ref, ref
-from tests.unit.worlds import GOOD, NOW, VERSION, pod, service, serving
+from tests.unit.worlds import GOOD, NOW, VERSION, ago, pod, service, serving
 
 FUSED: Json = {"engine": {"accelerator": "cpu", "kernels": "fused"}}
 RUNS = Kernels(
@@ -149,6 +152,8 @@ def test_nothing_is_said_of_kernels_before_an_engine_has() -> None:
     for says in ({}, {"a": None}):
         active = condition(decide(world(engine("a"), says=says)), "KernelsActive")
         assert (active["status"], active["reason"]) == ("Unknown", "Starting")
+    active = condition(decide(world(says={})), "KernelsActive")
+    assert (active["status"], active["reason"]) == ("Unknown", "NoEngine")
 
 
 def test_a_service_with_stock_kernels_is_not_told_of_kernels() -> None:
@@ -181,3 +186,73 @@ def test_a_template_whose_pods_lack_them_replaces_no_more_of_those_that_serve() 
     assert "paused" not in deployment(mended), "another template may be the remedy"
     late = decide(world(old, new, says={"old": None, "new": RUNS}))
     assert "paused" not in deployment(late)
+
+
+# --- Replicas that follow the load ------------------------------------------------------------
+
+SCALED: Json = {
+    **FUSED,
+    "autoscaling": {"min": 0, "max": 5, "objectives": {"concurrency": 8}},
+}
+
+
+def scaled(
+    *engines: Json, says: Mapping[str, Kernels | None], replicas: int, phase: str = "Serving"
+) -> Observation:
+    """A service that has that many replicas by now; its router lists whoever runs the kernels."""
+    found = world(*engines, says=says, spec=SCALED)
+    status = {
+        "autoscaling": {"driver": "builtin", "replicas": replicas, "specReplicas": 1},
+        "activation": {"phase": phase, "since": ago(60)},
+    }
+    listed = frozenset(
+        str(engine_url(each)) for each in engines if says[each["metadata"]["name"]] != LACKS
+    )
+    return replace(
+        found,
+        service={**found.service, "spec": {**found.service["spec"], "replicas": 1}}
+        | {"status": status},
+        activators=(pod("activator", "10.8.0.1", container="activator"),),
+        listings=dict.fromkeys(found.listings, listed),
+    )
+
+
+def starting(observation: Observation) -> int:
+    spec = InferenceServiceSpec.model_validate(observation.service["spec"])
+    return standing(observation, spec, policy_of(spec, profile_of(spec.engine)), NOW).starting
+
+
+def test_a_replica_without_them_is_none_that_serves_to_who_decides_about_replicas() -> None:
+    alone = scaled(engine("a"), says={"a": LACKS}, replicas=1)
+    assert starting(alone) == 1, "it was asked for, and is not there"
+    both = (engine("a"), engine("b", "10.0.0.2"))
+    beside = scaled(*both, says={"a": RUNS, "b": LACKS}, replicas=1)
+    assert starting(beside) == 0, "what a paused Deployment has too many holds nothing up"
+    assert starting(scaled(*both, says={"a": RUNS, "b": RUNS}, replicas=2)) == 0
+    assert starting(scaled(*both, says={"a": RUNS, "b": LACKS}, replicas=3)) == 2
+
+
+def test_a_deployment_that_is_paused_for_them_is_scaled_all_the_same() -> None:
+    mark = mark_of(decide(scaled(says={}, replicas=1)))
+    pods = (engine("old"), engine("new", "10.0.0.2", mark=mark))
+    for replicas in (1, 4):
+        made = decide(scaled(*pods, says={"old": RUNS, "new": LACKS}, replicas=replicas))
+        assert (deployment(made)["paused"], deployment(made)["replicas"]) == (True, replicas)
+
+
+def test_requests_wait_for_a_replica_that_runs_them_and_it_is_told_why() -> None:
+    made = decide(scaled(engine("a"), says={"a": LACKS}, replicas=1, phase="Waking"))
+    assert made.status["activation"]["phase"] == "Waking", "nobody gets its requests"
+    assert condition(made, "Ready")["reason"] == "KernelsInactive"
+
+
+def test_replicas_without_them_may_leave_and_nothing_is_paused_where_none_is_left() -> None:
+    """They are up, so none of them counts as loading, which would not be broken off."""
+    mark = mark_of(decide(scaled(says={}, replicas=1)))
+    lost = engine("a", mark=mark)
+    made = decide(scaled(lost, says={"a": LACKS}, replicas=0))
+    assert made.status["activation"]["phase"] == "Leaving"
+    away = decide(scaled(says={}, replicas=0, phase="Away"))
+    assert deployment(away)["replicas"] == 0 and "paused" not in deployment(away)
+    assert condition(away, "Ready")["reason"] == "ScaledToZero"
+    assert condition(away, "KernelsActive")["reason"] == "NoEngine"

@@ -172,6 +172,15 @@ def test_the_pointer_wins_over_any_argument(launch: ModuleType) -> None:
     ]
 
 
+@pytest.mark.parametrize("device", [["--device", "cpu"], ["--device=cpu"]])
+def test_without_cuda_the_engines_processes_are_forked(
+    launch: ModuleType, device: list[str]
+) -> None:
+    line = launch.command(launch.Pointer(Path("/models/x"), "v1"), [*device, "--port", "30000"])
+    assert line[1:3] == ["-c", launch.FORKING]
+    assert line[3:-6] == [*device, "--port", "30000"]
+
+
 def test_caches_go_to_the_mounted_folder_and_the_users_settings_stay(
     launch: ModuleType, tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ from assay_operator.cluster.topics import Topic
 from assay_operator.cluster.view import Key, View
 from assay_operator.config import OperatorConfig
 from assay_operator.inference.kernels import Kernels
-from assay_operator.inference.observation import LoadState, Observation, Probe, Work
+from assay_operator.inference.observation import LoadState, Observation, OtherWriter, Probe, Work
 from assay_operator.plan import Json, Plan, Ref
 from assay_operator.reconcilers import checkpoint as of_checkpoint
 from assay_operator.reconcilers import training as of_training
@@ -30,6 +30,22 @@ JOB = Key("verifiedrljob", "lab", "solver-rl")
 CHECKPOINT = Key("checkpoint", "lab", "solver-rl-1-20")
 DIGEST = f"sha256:{'a' * 64}"
 URL = frozenset({"http://10.0.0.1:30000"})
+
+
+SCALES: Json = {
+    "model": {"source": "pvc://a/b"},
+    "autoscaling": {"driver": "builtin", "max": 4, "objectives": {"concurrency": 8}},
+}
+
+
+def written_by(manager: str, item: Json) -> Json:
+    """The same as the API server tells it, with who wrote its replicas."""
+    entry = {
+        "manager": manager,
+        "time": "2026-11-24T12:00:00Z",
+        "fieldsV1": {"f:spec": {"f:replicas": {}}},
+    }
+    return {**item, "metadata": {**item["metadata"], "managedFields": [entry]}}
 
 
 def resource(kind: str, key: Key, spec: Json | None = None, status: Json | None = None) -> Json:
@@ -74,6 +90,8 @@ class Fakes:
         self.loading: dict[str, LoadState] = {}
         self.working: dict[str, Work] = {}
         self.status: Any = {"name": "solver-rl", "step": 3}
+        self.moved: list[Ref] = []
+        self.there: dict[Ref, Json] = {}
 
     def note(self, what: str, pods: Iterable[Json]) -> list[str]:
         names = [item["metadata"]["uid"] for item in pods]
@@ -98,7 +116,7 @@ class Fakes:
 
     async def find(self, namespace: str, names: Iterable[Ref]) -> dict[Ref, Json | None]:
         self.asked["names"] = [f"{namespace}/{name.kind}/{name.name}" for name in sorted(names)]
-        return dict.fromkeys(names)
+        return {name: self.there.get(name) for name in names}
 
     async def ask(self, item: Json, question: Question) -> Any:
         self.note(question.path, [item])
@@ -108,6 +126,12 @@ class Fakes:
 
     def rejections(self, key: Key) -> dict[Ref, str]:
         return {Ref("Job", "x"): "no"}
+
+    def drifted(self, key: Key) -> list[Ref]:
+        return self.moved
+
+    async def look(self, key: Key, owner: Json) -> None:
+        """Of no service is any load known."""
 
 
 @pytest.fixture
@@ -123,7 +147,7 @@ def view() -> View:
 @pytest.fixture
 def shell(view: View, fakes: Fakes) -> Shell:
     fake: Any = fakes
-    return Shell(view, fake, fake, fake, fake, fake, OperatorConfig())
+    return Shell(view, fake, fake, fake, fake, fake, fake, OperatorConfig())
 
 
 def test_every_kind_with_an_actor_has_somebody_who_looks(shell: Shell) -> None:
@@ -252,6 +276,61 @@ class TestServices:
         ]
         for kind in ("Checkpoint", "CheckpointGrant", "VerifiedRLJob"):
             assert self.woken_by(view, kind, "lab"), kind
+
+    @pytest.mark.parametrize(
+        ("asked", "noted", "said"), [(4, 1, "kubectl"), (1, 1, None), (0, 1, None), (4, None, None)]
+    )
+    async def test_who_writes_replicas_beside_the_builtin_driver_is_looked_up(
+        self,
+        shell: Shell,
+        view: View,
+        seen: Seen,
+        fakes: Fakes,
+        asked: int,
+        noted: int | None,
+        said: str | None,
+    ) -> None:
+        """Asked is only where the number is another one than when the driver took over."""
+        status = {"autoscaling": {"driver": "builtin", "specReplicas": noted}}
+        item = resource("InferenceService", SERVICE, {**SCALES, "replicas": asked}, status)
+        view.put(item)
+        fakes.there[Ref("InferenceService", "solver")] = written_by("kubectl", item)
+        other = (await self.observed(shell, seen)).other
+        assert (other.by if other else None) == said
+
+    async def test_who_scales_the_deployment_is_looked_up(
+        self, shell: Shell, view: View, seen: Seen, fakes: Fakes
+    ) -> None:
+        view.put(resource("InferenceService", SERVICE, SCALES))
+        engines = Ref("Deployment", "solver-engine")
+        deployment = {"metadata": {"name": "solver-engine"}, "spec": {"replicas": 5}}
+        fakes.there[engines] = written_by("kube-controller-manager", deployment)
+        assert (await self.observed(shell, seen)).other is None
+        fakes.moved = [engines]
+        other = (await self.observed(shell, seen)).other
+        assert other == OtherWriter(engines, "kube-controller-manager", 5)
+
+    async def test_a_scaled_object_is_looked_up_since_no_watch_tells_of_it(
+        self, shell: Shell, view: View, seen: Seen, fakes: Fakes
+    ) -> None:
+        """Also when the driver has just become another one: what is not seen is never pruned."""
+        name = Ref("ScaledObject", "solver")
+        child = {
+            "apiVersion": "keda.sh/v1alpha1",
+            "kind": "ScaledObject",
+            "metadata": {
+                "name": "solver",
+                "namespace": "team",
+                "resourceVersion": "5",
+                "labels": {"assay.dev/owner": SERVICE.label},
+            },
+        }
+        status = {"autoscaling": {"driver": "keda"}}
+        view.put(resource("InferenceService", SERVICE, SCALES, status))
+        fakes.there[name] = child
+        assert name in (await self.observed(shell, seen)).children
+        fakes.there.clear()
+        assert name not in (await self.observed(shell, seen)).children
 
     @staticmethod
     def woken_by(view: View, kind: str, namespace: str) -> bool:

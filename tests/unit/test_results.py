@@ -107,6 +107,23 @@ def test_a_gates_verdict_is_its_own_word(code: int, said: str | None, verdict: s
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("stopped", "verdict"),
+    [
+        (["incumbent"], "broken"),
+        (["candidate", "incumbent"], "broken"),
+        (["candidate"], "undecided"),
+        ([], "undecided"),
+    ],
+)
+def test_an_incumbent_that_went_away_while_it_was_asked_says_nothing_about_the_candidate(
+    stopped: list[str], verdict: str
+) -> None:
+    said = {"verdict": "undecided", "reason": "24 failures in a row", "stopped": stopped}
+    result = found(ended(3, said))
+    assert result is not None and (result.verdict, result.message) == (verdict, said["reason"])
+
+
 @pytest.mark.parametrize(("code", "intact", "verdict"), [(0, True, "pass"), (1, False, "fail")])
 def test_an_inspections_verdict_is_whether_the_folder_is_intact(
     code: int, intact: bool, verdict: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
@@ -110,6 +111,21 @@ def test_with_none_to_spare_there_is_one_replica_more_for_the_time_of_the_rollou
     fleet.settle()
     assert fleet.replicas == 1
     assert [each.version for each in live(fleet)] == [B.version]
+
+
+def test_the_replica_more_stays_until_all_are_in_the_router_or_that_takes_too_long() -> None:
+    """Nobody knows which of the two a Deployment takes away."""
+    fleet = serving(1, max_unavailable=0)
+    fleet.target = B
+    fleet.run("Waving")
+    until(fleet, lambda: [each.version for each in live(fleet)] == [B.version, B.version])
+    told, seen = fleet.status["rollout"], fleet.world()
+    first, more = seen.replicas
+    seen = replace(seen, replicas=(replace(first, routable=False), replace(more, routable=True)))
+    assert step(told, seen).state["phase"] == "Waving"
+    for seconds in range(0, 2000, 10):
+        told = step(told, replace(seen, now=seen.now + timedelta(seconds=seconds))).state
+    assert told["phase"] == "Done"
 
 
 def test_the_replica_more_that_finds_no_room_is_told_of_and_given_up() -> None:

@@ -244,6 +244,7 @@ def test_weights_that_change_in_the_middle_make_it_undecided(
     model.after = update
     assert gate(model, None, "--min-score", "0.5") == 3
     assert "weights changed" in gate.report["reason"] and "w1, w2" in gate.report["reason"]
+    assert gate.report["stopped"] == ["candidate"]
     # Where each answer tells its weights, it ends at once; else at the end.
     assert (model.asked.total() < 50) == provenance
 
@@ -299,7 +300,7 @@ def test_the_token_comes_from_the_environment_and_stands_in_no_file(
         assert "s3cret" not in path.read_text()
 
 
-def test_an_endpoint_that_is_not_there_is_undecided(
+def test_an_endpoint_that_is_not_there_is_undecided_and_the_summary_says_which(
     gate: Gate, serve: Callable[..., FakeModel]
 ) -> None:
     with FakeModel(right_below(1)) as gone:
@@ -307,7 +308,24 @@ def test_an_endpoint_that_is_not_there_is_undecided(
     summary_file = gate.folder / "summary"
     more = ("--attempts", "1", "--summary", str(summary_file))
     assert gate(serve(right_below(100)), gone, *more) == 3
-    assert json.loads(summary_file.read_text())["verdict"] == "undecided"
+    told = json.loads(summary_file.read_text())
+    assert (told["verdict"], told["stopped"]) == ("undecided", ["incumbent"])
+    assert told["reason"].startswith("incumbent: ")
+
+
+def test_an_incumbent_that_goes_while_it_is_asked_makes_it_undecided_and_is_named(
+    gate: Gate, serve: Callable[..., FakeModel]
+) -> None:
+    candidate, incumbent = serve(right_below(100)), serve(right_below(100))
+
+    def refuse(count: int) -> None:
+        if count == 20:
+            incumbent.token = "another"
+
+    incumbent.after = refuse
+    assert gate(candidate, incumbent, "--attempts", "1") == 3
+    assert gate.report["stopped"] == ["incumbent"]
+    assert "failures in a row" in gate.report["reason"]
 
 
 def test_a_broken_suite_asks_nothing_and_the_summary_says_which_line(

@@ -26,7 +26,10 @@ Way = Literal["stock", "fused", "exact"]
 OPS: Mapping[Way, tuple[str, ...]] = {
     "stock": (),
     "fused": ("linear_logprob", "linear_policy_loss", "policy_loss"),
-    "exact": ("linear_logprob", "matmul", "policy_loss", "qk_norm_rope", "rms_norm", "silu_mul"),
+    "exact": (
+        *("linear_logprob", "matmul", "policy_loss", "qk_norm_rope", "rms_norm", "sampler"),
+        "silu_mul",
+    ),
 }
 """What each way runs; the names are those of assay_kernels' registry."""
 

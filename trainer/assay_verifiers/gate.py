@@ -100,13 +100,12 @@ async def run_gate(gate: Gate, bench: Bench, console: Console) -> dict[str, Any]
     async with AsyncExitStack() as stack:
         for endpoint in gate.endpoints.values():
             await stack.enter_async_context(endpoint)
-        try:
-            sides = {
-                name: _Side(name, endpoint, await endpoint.identity())
-                for name, endpoint in gate.endpoints.items()
-            }
-        except EndpointError as reason:
-            return _unreached(gate, str(reason), began)
+        sides: dict[str, _Side] = {}
+        for name, endpoint in gate.endpoints.items():
+            try:
+                sides[name] = _Side(name, endpoint, await endpoint.identity())
+            except EndpointError as reason:
+                return _unreached(gate, name, str(reason), began)
         for side in sides.values():
             side.saw(side.identity.weight_version)
         with Answers(gate.out, _settings(gate, sides), restart=gate.restart) as answers:
@@ -118,12 +117,8 @@ async def run_gate(gate: Gate, bench: Bench, console: Console) -> dict[str, Any]
                 side.saw((await side.endpoint.identity()).weight_version)
             except EndpointError as reason:
                 side.stopped = side.stopped or f"{side.name}: gone at the end: {reason}"
-    stopped = [side.stopped for side in sides.values() if side.stopped]
-    if stopped:
-        decision = replace(
-            decision, outcome="undecided", reason="; ".join(stopped), more_items=None
-        )
-    facts = replace(facts, versions=_versions(sides), began=began)
+    stopped = {side.name: side.stopped for side in sides.values() if side.stopped}
+    facts = replace(facts, versions=_versions(sides), stopped=stopped, began=began)
     return build_report(facts, decision)
 
 
@@ -151,6 +146,7 @@ async def _look(
             {name: side.identity for name, side in sides.items()},
             _versions(sides),
             answers.records,
+            {},
             0.0,
         )
         decision = decide(
@@ -172,8 +168,8 @@ def _versions(sides: Mapping[str, _Side]) -> dict[str, tuple[str, ...]]:
     return {name: tuple(sorted(side.versions)) for name, side in sides.items()}
 
 
-def _unreached(gate: Gate, reason: str, began: float) -> dict[str, Any]:
-    """The report where an endpoint did not answer at all."""
+def _unreached(gate: Gate, side: str, reason: str, began: float) -> dict[str, Any]:
+    """The report where a side did not answer at all."""
     facts = Facts(
         gate.suite,
         (),
@@ -184,6 +180,7 @@ def _unreached(gate: Gate, reason: str, began: float) -> dict[str, Any]:
         {},
         {},
         {},
+        {side: f"{side}: {reason}"},
         began,
     )
     return build_report(facts, Decision("undecided", reason, score([], gate.limits), None, None))

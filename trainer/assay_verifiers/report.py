@@ -7,7 +7,7 @@ import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -44,6 +44,7 @@ class Facts:
         identities: by side, as they were when it began.
         versions: by side, the weight versions that were seen.
         records: the answers, by side, item and sample.
+        stopped: why a side was asked no more, by side: the whole is undecided then.
         began: when this start began, in seconds since the epoch.
     """
 
@@ -56,6 +57,7 @@ class Facts:
     identities: Mapping[str, Identity]
     versions: Mapping[str, tuple[str, ...]]
     records: Mapping[tuple[str, str, int], Record]
+    stopped: Mapping[str, str]
     began: float
 
     def of(self, side: str, item: str) -> list[Record]:
@@ -91,6 +93,9 @@ class Facts:
 
 def build_report(facts: Facts, decision: Decision) -> dict[str, Any]:
     """The whole report as JSON data."""
+    if facts.stopped:
+        reason = "; ".join(facts.stopped.values())
+        decision = replace(decision, outcome="undecided", reason=reason, more_items=None)
     warnings = list(decision.warnings)
     if facts.suite.weak:
         warnings.append(
@@ -120,6 +125,7 @@ def build_report(facts: Facts, decision: Decision) -> dict[str, Any]:
         "reason": decision.reason,
         "exitCode": EXIT_CODES[decision.outcome],
         "moreItems": decision.more_items,
+        "stopped": sorted(facts.stopped),
         "warnings": warnings,
         "suite": {
             "name": facts.suite.name,
@@ -253,6 +259,7 @@ def _summary(report: Mapping[str, Any], longest: int, ids: int) -> dict[str, Any
         "verdict": report["verdict"],
         "reason": cut(report["reason"]),
         "moreItems": report["moreItems"],
+        "stopped": report["stopped"],
         "warnings": [cut(text) for text in report["warnings"][:3]],
         "suite": {**report["suite"], "name": cut(report["suite"]["name"])},
         "looks": {**report["looks"], "items": report["looks"]["items"][-_LOOKS_TOLD:]},

@@ -11,6 +11,11 @@
 {{ include "assay.name" . }}-operator
 {{- end -}}
 
+{{/* What serves the API for HorizontalPodAutoscalers, and its certificate. */}}
+{{- define "assay.metricsApi" -}}
+{{ include "assay.name" . }}-metrics-api
+{{- end -}}
+
 {{/* What the pods are selected by: it never changes. */}}
 {{- define "assay.selector" -}}
 app.kubernetes.io/name: assay
@@ -26,6 +31,10 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
+{{- define "assay.image" -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end -}}
+
 {{/* The namespaces that the operator watches, as JSON; [] is all of them. Its own is always one:
 it watches its Lease there, by the same watches as everything else. */}}
 {{- define "assay.namespaces" -}}
@@ -36,6 +45,9 @@ it watches its Lease there, by the same watches as everything else. */}}
 {{/* The operator's configuration file: what the values say, and who may reach the pods it makes. */}}
 {{- define "assay.config" -}}
 {{- $config := deepCopy .Values.config -}}
+{{- if not $config.activator.image -}}
+{{- $_ := set $config.activator "image" (include "assay.image" .) -}}
+{{- end -}}
 {{- with .Values.networkPolicy.workloads -}}
 {{- if .enabled -}}
 {{- $pods := include "assay.selector" $ | fromYaml -}}
@@ -43,6 +55,8 @@ it watches its Lease there, by the same watches as everything else. */}}
 {{- $_ := set $config "networkPolicy" (dict "operator" $operator "metricsFrom" .metricsFrom) -}}
 {{- end -}}
 {{- end -}}
+{{- $url := printf "http://%s.%s.svc:8080" (include "assay.operator" .) .Release.Namespace -}}
+{{- $_ := set $config "metricsUrl" $url -}}
 {{- toYaml $config -}}
 {{- end -}}
 
@@ -89,6 +103,13 @@ request.userInfo.groups.exists(group, group in {{ .exemptGroups | toJson }}))
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
   verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [autoscaling]
+  resources: [horizontalpodautoscalers]
+  verbs: [get, list, watch, create, patch, delete]
+# Of these no watch is kept, since most clusters do not know them.
+- apiGroups: [keda.sh]
+  resources: [scaledobjects]
+  verbs: [get, create, patch, delete]
 # Pods are made by others. Patched is one annotation, which makes the kubelet look at once at a
 # ConfigMap that the pod mounts; deleted is an engine that cannot load weights any more.
 - apiGroups: [""]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -153,14 +154,15 @@ def _alive(pid: int) -> bool:
 def keep_writing(folder: Path, record: Callable[[], ProcessRecord]) -> None:
     """Publishes a record, and again whenever it changes, at most once a second, from a thread.
 
-    A folder that cannot be written for a while leaves the last record in place.
+    A folder that cannot be written for a while leaves the last record in place. The thread is this
+    process's: one that is forked from it publishes nothing before it calls this itself.
     """
-    ended = threading.Event()
 
     def run() -> None:
         last: ProcessRecord | None = None
         # Hooks are applied right after a plugin returns: the first record waits for that.
-        while not ended.wait(EVERY_SECONDS):
+        while True:
+            time.sleep(EVERY_SECONDS)
             found = record()
             if found != last:
                 try:

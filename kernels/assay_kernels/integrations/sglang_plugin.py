@@ -1,7 +1,7 @@
 """SGLang's plugin: fused kernels in the processes that run the model, hardening in the other.
 
 SGLang calls `install` in each of its processes (entry-point group `sglang.srt.plugins`, name
-`assay`). Environment:
+`assay`), in those that are forked from another one, too: see `load_again_in_forks`. Environment:
 
     ASSAY_KERNELS      fused or stock (default). With stock, SGLang computes as it always does.
     ASSAY_KERNELS_DIR  where the processes of one engine publish what they installed; by default a
@@ -68,7 +68,20 @@ def install() -> None:
     elif place.role == HTTP:
         for stale in folder.glob(f"{SCHEDULER}-*.json"):
             stale.unlink(missing_ok=True)
+        load_again_in_forks()
         install_in_http(place, folder, kernels)
+
+
+def load_again_in_forks() -> None:
+    """Has SGLang call its plugins in processes that are forked from this one, as in new ones.
+
+    SGLang notes that it has called them, and a forked process inherits the note. Without this the
+    process that runs the model would have what was put in for the one that serves HTTP, and no
+    more. Hooks that it inherits stay as they are, since SGLang applies none twice.
+    """
+    from sglang.srt import plugins  # noqa: PLC0415 (only where SGLang is)
+
+    os.register_at_fork(after_in_child=lambda: setattr(plugins, "_plugins_loaded", False))
 
 
 def install_in_scheduler(place: Place, folder: Path, kernels: str) -> None:

@@ -7,6 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from assay_operator.api.autoscaling import (
+    MAX_REPLICAS,
+    ActivationStatus,
+    Autoscaling,
+    AutoscalingStatus,
+)
 from assay_operator.api.engine import Engine
 from assay_operator.api.meta import (
     ApiModel,
@@ -28,7 +34,6 @@ _SERVED_NAME_HELP = (
     "and end with a letter or digit, such as qwen3-8b or org/qwen3-8b"
 )
 _REPLICAS_HELP = "replicas must be between 0 and 1000"
-_MAX_REPLICAS = 1000
 _SERVED_NAME = r"^[A-Za-z0-9]([A-Za-z0-9._/:-]{0,126}[A-Za-z0-9])?$"
 _CLAIM_MISSING_HELP = (
     "follow.namespace needs follow.claim, the claim of this namespace that shows the same files: "
@@ -146,10 +151,15 @@ class InferenceServiceSpec(ApiModel):
     router: Router = Field(default_factory=Router, json_schema_extra={"default": {}})
     replicas: int = Field(
         1,
-        description="Engine replicas. 0 stops engines and router and keeps everything else.",
+        description="Engine replicas. 0 stops engines and router and keeps everything else. Under "
+        "autoscaling by driver builtin any other number counts only at the beginning; drivers hpa "
+        "and keda write it.",
         json_schema_extra=validated(
-            cel(f"self >= 0 && self <= {_MAX_REPLICAS}", _REPLICAS_HELP),
+            cel(f"self >= 0 && self <= {MAX_REPLICAS}", _REPLICAS_HELP),
         ),
+    )
+    autoscaling: Autoscaling | None = Field(
+        None, description="Lets the number of replicas follow what users feel."
     )
     rollout: Rollout = all_defaults(Rollout)
     template: dict[str, Any] | None = Field(
@@ -165,7 +175,7 @@ class InferenceServiceSpec(ApiModel):
     @field_validator("replicas")
     @classmethod
     def _check_replicas(cls, replicas: int) -> int:
-        if not 0 <= replicas <= _MAX_REPLICAS:
+        if not 0 <= replicas <= MAX_REPLICAS:
             raise ValueError(_REPLICAS_HELP)
         return replicas
 
@@ -206,11 +216,19 @@ class InferenceServiceStatus(ApiModel):
         description="The last twenty versions that did not pass, the newest first. model.follow "
         "tries none of them again until the annotation assay.dev/retry names its version.",
     )
+    autoscaling: AutoscalingStatus | None = Field(
+        None, description="The latest decision about the number of replicas."
+    )
+    activation: ActivationStatus | None = Field(
+        None, description="Where requests go, of a service that may have no replica."
+    )
     conditions: Conditions | None = Field(
         None,
         description="Applied, EnginesReady, RouterReady and Ready; Target: what the spec asks for "
-        "can be had; RolledOut: it is what is served, Unknown while it is on its way; "
-        "KernelsActive: engines run the fused kernels, only where they are asked to.",
+        "can be had; RolledOut: it is what is served, Unknown while it is on its way. "
+        "KernelsActive: engines run the fused kernels, only where they are asked to. Under "
+        "autoscaling: ScalingActive, and ObjectiveUnreachable: not even an idle replica meets an "
+        "objective.",
     )
     lastFailure: LastFailure | None = Field(
         None, description="The latest failure, kept after it is over."

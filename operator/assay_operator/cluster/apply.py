@@ -13,6 +13,7 @@ from assay_operator.cluster.due import (
     Applied,
     digest,
     event_object,
+    has_drifted,
     is_anothers,
     is_dismissible,
     is_due,
@@ -92,6 +93,16 @@ class Applier:
         ledger = self._ledgers.get(key)
         rejected = ledger.rejected if ledger else {}
         return {child: rejection.message for child, rejection in rejected.items()}
+
+    def drifted(self, key: Key) -> list[Ref]:
+        """The children whose spec somebody else changed since we applied them."""
+        ledger = self._ledgers.get(key)
+        found = []
+        for child, last in (ledger.applied if ledger else {}).items():
+            live = self._view.item(Place(key.namespace, child))
+            if live is not None and has_drifted(live, last):
+                found.append(child)
+        return found
 
     def retry_in(self, key: Key) -> float | None:
         """Seconds until the first refused child may be sent again."""

@@ -13,7 +13,11 @@ from urllib.parse import quote, urlencode
 
 import aiohttp
 from kubernetes.aio.client import ApiClient, Configuration
-from kubernetes.aio.config import load_incluster_config, load_kube_config
+from kubernetes.aio.config import (
+    list_kube_config_contexts,
+    load_incluster_config,
+    load_kube_config,
+)
 
 from assay_operator import telemetry
 from assay_operator.api.meta import GROUP, VERSION
@@ -65,6 +69,8 @@ KINDS: dict[str, Resource] = {
     "Service": Resource("", "v1", "services"),
     "ConfigMap": Resource("", "v1", "configmaps"),
     "PodDisruptionBudget": Resource("policy", "v1", "poddisruptionbudgets"),
+    "HorizontalPodAutoscaler": Resource("autoscaling", "v2", "horizontalpodautoscalers"),
+    "ScaledObject": Resource("keda.sh", "v1alpha1", "scaledobjects"),
     "Pod": Resource("", "v1", "pods"),
     "Event": Resource("", "v1", "events"),
     "Lease": Resource("coordination.k8s.io", "v1", "leases"),
@@ -140,6 +146,30 @@ async def load_configuration(kubeconfig: str | None, context: str | None) -> Con
         )
     configuration.connection_pool_maxsize = CONNECTIONS
     return configuration
+
+
+async def look_up(
+    kind: str, name: str, *, namespace: str | None, kubeconfig: str | None, context: str | None
+) -> Json:
+    """One object, for a command: of the kubeconfig's own namespace where none is named.
+
+    Raises:
+        ApiError: it cannot be had.
+        ConfigException: no way to an API server is configured.
+    """
+    client = Client(await load_configuration(kubeconfig, context))
+    try:
+        return await client.get(kind, namespace or _namespace(kubeconfig, context), name)
+    finally:
+        await client.close()
+
+
+def _namespace(kubeconfig: str | None, context: str | None) -> str:
+    if kubeconfig is None and context is None and in_cluster():
+        return own_namespace()
+    contexts, current = list_kube_config_contexts(kubeconfig)  # type: ignore[no-untyped-call]
+    chosen = next((each for each in contexts if each["name"] == context), current)
+    return str(chosen["context"].get("namespace") or "default")
 
 
 class Client:

@@ -25,6 +25,7 @@ from assay_operator.plan import (
 _MAX_EVENT_MESSAGE = 1024
 _CLAIM = "PersistentVolumeClaim"
 _JOB = "Job"
+_PRECIOUS = frozenset({_CLAIM, "HorizontalPodAutoscaler", "ScaledObject"})
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def is_kept(item: Json) -> bool:
 
 def is_precious(item: Json) -> bool:
     """Whether `item` must not even by chance be taken over from somebody who made it first."""
-    return bool(item["kind"] == _CLAIM or item["apiVersion"].startswith("assay.dev/"))
+    return bool(item["kind"] in _PRECIOUS or item["apiVersion"].startswith("assay.dev/"))
 
 
 def is_ours(there: Json, desired: Json, uid: str) -> bool:
@@ -143,6 +144,39 @@ def _moved(live: Json, desired: Json, last: Applied) -> bool:
     if "generation" in metadata:
         return bool(metadata["generation"] != last.generation)
     return version(live) != last.version
+
+
+def has_drifted(live: Json, last: Applied) -> bool:
+    """Whether somebody else changed the spec of a child since our last apply of it."""
+    generation = live["metadata"].get("generation")
+    return generation is not None and generation != last.generation
+
+
+def other_writer(item: Json, *path: str) -> str | None:
+    """Who but us wrote a field last, as the API server knows them; None where it knows of nobody.
+
+    Args:
+        item: an object with its managedFields.
+        path: the field's.
+    """
+    entries = [
+        entry
+        for entry in item["metadata"].get("managedFields") or ()
+        if entry.get("manager") != MANAGED_BY and _owns(entry.get("fieldsV1") or {}, path)
+    ]
+    if not entries:
+        return None
+    last = max(entries, key=lambda entry: str(entry.get("time") or ""))
+    way = last.get("subresource")
+    return f"{last.get('manager')} (by the subresource {way})" if way else str(last.get("manager"))
+
+
+def _owns(fields: Json, path: tuple[str, ...]) -> bool:
+    for name in path:
+        if f"f:{name}" not in fields:
+            return False
+        fields = fields[f"f:{name}"]
+    return True
 
 
 def superfluous(children: Iterable[Json], named: Iterable[Ref], owner_uid: str) -> list[Json]:

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 from assay_operator.api.inference_service import InferenceServiceSpec
 from assay_operator.config import NetworkPolicies, OperatorConfig
-from assay_operator.inference.jobs import GATE
-from assay_operator.inference.objects import (
-    WORKERS_FILE,
-    Identity,
-    fingerprint,
-    router_template,
+from assay_operator.inference.activation import Component, Move
+from assay_operator.inference.activator import (
+    ACTIVATOR,
+    activator_policy,
+    activator_template,
+    routers_service,
 )
+from assay_operator.inference.jobs import GATE
+from assay_operator.inference.objects import WORKERS_FILE, Identity, router_template
 from assay_operator.inference.observation import ENGINE_PORT, METRICS_PORT, ROUTER_PORT
 from assay_operator.inference.policies import DNS, operator_pods, pods, policy, tcp, to_engines
 from assay_operator.inference.profiles import EngineProfile
 from assay_operator.inference.rollout_world import Target
+from assay_operator.inference.templates import marked
 from assay_operator.plan import Json
 
 POINTER_FILE = "pointer.json"
-TEMPLATE_ANNOTATION = "assay.dev/template"
-"""On an engine's pod: which template it was made from, as `made_of` has it."""
 
 
 def desired(
@@ -33,6 +35,7 @@ def desired(
     template: Json,
     pointer: Target,
     workers: str,
+    move: Move,
     surge: int = 0,
     halted: bool = False,
 ) -> tuple[Json, ...]:
@@ -46,7 +49,8 @@ def desired(
         template: of the engines' pods.
         pointer: what engines that start load.
         workers: the router's list of workers, as `workers_document` writes it.
-        surge: engine pods above what the spec wants.
+        move: how many engines there are to be, and where requests go.
+        surge: engine pods above that.
         halted: whether no engine pod gives way to one of another template.
     """
     document = json.dumps({"path": pointer.path, "version": pointer.version})
@@ -57,9 +61,9 @@ def desired(
             identity,
             identity.engine,
             "engine",
-            replicas=spec.replicas + surge,
+            replicas=move.engines + surge,
             unavailable=spec.max_unavailable,
-            template=_marked(template),
+            template=marked(template),
             progress_seconds=profile.startup_seconds + 600,
             paused=halted,
         ),
@@ -67,27 +71,35 @@ def desired(
             identity,
             identity.router,
             "router",
-            replicas=spec.router.replicas if spec.replicas else 0,
-            unavailable=int(bool(spec.replicas) and spec.router.replicas > 1),
+            replicas=spec.router.replicas if move.routers else 0,
+            unavailable=int(move.routers and spec.router.replicas > 1),
             template=router_template(identity, spec, config),
             progress_seconds=600,
         ),
-        _service(identity),
+        _service(identity, move.service),
         _disruption_budget(identity, identity.engine, "engine"),
         _disruption_budget(identity, identity.router, "router"),
         *(_network_policies(identity, config.networkPolicy) if config.networkPolicy else ()),
+        *(_activator(identity, spec, profile, config) if move.activator else ()),
     )
 
 
-def made_of(template: Json) -> str:
-    """A short name for what pods of a template are."""
-    return fingerprint(json.dumps(template, sort_keys=True))
-
-
-def _marked(template: Json) -> Json:
-    metadata = template["metadata"]
-    annotations = {**(metadata.get("annotations") or {}), TEMPLATE_ANNOTATION: made_of(template)}
-    return {**template, "metadata": {**metadata, "annotations": annotations}}
+def _activator(
+    identity: Identity, spec: InferenceServiceSpec, profile: EngineProfile, config: OperatorConfig
+) -> Iterator[Json]:
+    """What takes requests while no replica can."""
+    yield _deployment(
+        identity,
+        identity.activator,
+        ACTIVATOR,
+        replicas=1,
+        unavailable=0,
+        template=activator_template(identity, spec, profile, config),
+        progress_seconds=600,
+    )
+    yield routers_service(identity)
+    if config.networkPolicy:
+        yield activator_policy(identity, config.networkPolicy)
 
 
 def _metadata(identity: Identity, name: str, component: str) -> Json:
@@ -107,14 +119,14 @@ def _config_map(identity: Identity, name: str, component: str, data: dict[str, s
     }
 
 
-def _service(identity: Identity) -> Json:
+def _service(identity: Identity, component: Component) -> Json:
     return {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": _metadata(identity, identity.name, "router"),
         "spec": {
             "type": "ClusterIP",
-            "selector": identity.selector("router"),
+            "selector": identity.selector(component),
             "ports": [
                 {"name": "http", "port": 80, "targetPort": "http", "protocol": "TCP"},
             ],

@@ -54,6 +54,15 @@ class Identity:
         return f"{self.name}-router"
 
     @property
+    def activator(self) -> str:
+        return f"{self.name}-activator"
+
+    @property
+    def routers(self) -> str:
+        """The Service that always points to the routers."""
+        return f"{self.name}-routers"
+
+    @property
     def pointer(self) -> str:
         return f"{self.name}-pointer"
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
+from assay_operator.autoscaling.decision import Decision
 from assay_operator.inference.kernels import Kernels
 from assay_operator.plan import Json, Ref
 
@@ -14,6 +15,10 @@ ENGINE_PORT = 30000
 ROUTER_PORT = 30080
 METRICS_PORT = 29000
 """smg's own Prometheus port, in the router's pod."""
+ACTIVATOR_PORT = 30090
+ACTIVATOR_STATUS_PORT = 29090
+"""Where an activator says how it is; users reach the other port only."""
+_ENDED = frozenset({"Failed", "Succeeded"})
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,39 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """What was last seen of a service that scales itself, and decided from it.
+
+    Attributes:
+        decision: how many replicas there shall be.
+        unknown_s: for how long the load has not been known whole.
+        quiet: whether nothing is under way and nothing came since the look before; None where
+            nobody knows.
+        answers: what the activators say, None where one does not.
+    """
+
+    decision: Decision
+    unknown_s: float = 0.0
+    quiet: bool | None = None
+    answers: tuple[Json | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class OtherWriter:
+    """Somebody else who wrote the number of replicas.
+
+    Attributes:
+        where: what they wrote into.
+        by: as the API server knows them.
+        replicas: the number.
+    """
+
+    where: Ref
+    by: str
+    replicas: int
+
+
+@dataclass(frozen=True)
 class Observation:
     """The world as far as one InferenceService is concerned.
 
@@ -91,6 +129,10 @@ class Observation:
         grants: the CheckpointGrants of that job's namespace.
         found: objects of the user's that the spec refers to by name, None where there is none;
             what could not be looked up is absent.
+        activators: its activator pods, raw, terminating ones included.
+        seen: what its load is and what was decided from it; None without autoscaling, and until
+            that is known.
+        other: who else writes the number of replicas, None where nobody was seen to.
     """
 
     service: Json
@@ -108,6 +150,9 @@ class Observation:
     followed: Json | None = None
     grants: tuple[Json, ...] = ()
     found: Mapping[Ref, Json | None] = field(default_factory=dict)
+    activators: tuple[Json, ...] = ()
+    seen: Seen | None = None
+    other: OtherWriter | None = None
 
 
 def labels_of(item: Json) -> dict[str, str]:
@@ -124,6 +169,12 @@ def has_key(config_map: Json, key: str) -> bool:
 def is_terminating(pod: Json) -> bool:
     """Whether the pod is on its way out: it must get no new request."""
     return bool(pod["metadata"].get("deletionTimestamp"))
+
+
+def is_over(pod: Json) -> bool:
+    """Whether nothing comes of the pod any more: it is on its way out, or has ended. One that was
+    evicted stays as an object."""
+    return is_terminating(pod) or pod.get("status", {}).get("phase") in _ENDED
 
 
 def parse_time(text: str | None) -> datetime | None:

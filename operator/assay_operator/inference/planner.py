@@ -16,19 +16,20 @@ from assay_operator.api.inference_service import InferenceServiceSpec
 from assay_operator.api.meta import seconds
 from assay_operator.conditions import Verdict, refusal
 from assay_operator.config import OperatorConfig
+from assay_operator.inference import activation
 from assay_operator.inference import status as report
-from assay_operator.inference.children import TEMPLATE_ANNOTATION, desired, made_of
+from assay_operator.inference.children import desired
+from assay_operator.inference.drivers import driver_objects
 from assay_operator.inference.memory import Memory, Notes, kept, recall, with_notes
 from assay_operator.inference.objects import (
     FINISH_SECONDS,
-    WORKERS_ANNOTATION,
     Identity,
     Layout,
     engine_template,
     fingerprint,
     workers_document,
 )
-from assay_operator.inference.observation import Observation, is_terminating
+from assay_operator.inference.observation import Observation
 from assay_operator.inference.places import (
     additions,
     layout_for,
@@ -40,23 +41,27 @@ from assay_operator.inference.profiles import EngineProfile, UnsupportedProfile,
 from assay_operator.inference.replicas import (
     Fleet,
     Membership,
-    annotation,
     membership,
-    without_kernels,
+    nudges,
 )
 from assay_operator.inference.results import JobResult
 from assay_operator.inference.rollout import step
 from assay_operator.inference.rollout_state import Rollout, read
 from assay_operator.inference.rollout_world import Policy, Replica, Step, Target, World
+from assay_operator.inference.scaling import fleet_size, scene, wanted
+from assay_operator.inference.scaling_status import Told, tell
 from assay_operator.inference.targets import Choice, choose, suite_missing
 from assay_operator.inference.targets_case import digest_of
+from assay_operator.inference.templates import is_spoilt
 from assay_operator.inference.trials import Trial, results, scores, trial_objects
-from assay_operator.plan import Action, Annotate, Json, Load, Plan, Restart
+from assay_operator.plan import Action, Json, Load, Plan, Restart
 
 SETTLED_SECONDS = 30.0
 """How often a service in order is looked at: nothing tells us that an engine stopped answering."""
 UNSETTLED_SECONDS = 1.0
 """How often while an answer over HTTP is awaited, which no watch announces."""
+AT_ONCE_SECONDS = 0.1
+"""Another number of replicas is carried out once it is written."""
 MISSING_SECONDS = 3.0
 """How often while an object of the user's is missing, which no watch announces either."""
 START_SLACK_SECONDS = 600.0
@@ -85,7 +90,10 @@ def plan(observation: Observation, config: OperatorConfig, now: datetime) -> Pla
     if choice.target is None:
         look = MISSING_SECONDS if choice.waits else SETTLED_SECONDS
         return _refused(observation, choice.verdict, now, ("Applied", "Ready", "Target"), look)
-    return _Planner(observation, config, now, spec, profile, memory, choice, choice.target).plan()
+    there = spec.model_copy(update={"replicas": fleet_size(spec, observation)})
+    return _Planner(
+        observation, config, now, spec, there, profile, memory, choice, choice.target
+    ).plan()
 
 
 def _refused(
@@ -106,11 +114,15 @@ def _refused(
 
 @dataclass(frozen=True)
 class _Planner:
-    """The planning of one service whose spec can be carried out."""
+    """The planning of one service whose spec can be carried out.
+
+    `asked` is the spec as it stands, `spec` the same with the replicas that there are to be.
+    """
 
     observation: Observation
     config: OperatorConfig
     now: datetime
+    asked: InferenceServiceSpec
     spec: InferenceServiceSpec
     profile: EngineProfile
     memory: Memory
@@ -140,7 +152,16 @@ class _Planner:
         template = self._template(made.template, layout)
         document = workers_document(group.members.values())
         notes = self._notes(made, rollout, layout, outcomes)
-        facts = self._facts(made, rollout, notes, group, found)
+        told = tell(self.observation, self.asked, self.config, self.now)
+        move = activation.step(
+            scene(
+                self.observation,
+                self.asked,
+                routable=len(group.routable),
+                now=self.now,
+            )
+        )
+        facts = self._facts(made, rollout, notes, group, found, told=told, move=move)
         status = report.status(self.observation, facts, self.now)
         trial = Trial(self.identity, self.spec, self.config, self.profile, template)
         return Plan(
@@ -153,9 +174,11 @@ class _Planner:
                     template=template,
                     pointer=made.pointer,
                     workers=document,
+                    move=move,
                     surge=made.surge,
-                    halted=made.halted or self._is_spoilt(template),
+                    halted=made.halted or is_spoilt(self.observation, template),
                 ),
+                *driver_objects(self.identity, self.asked, self.config),
                 *trial_objects(
                     trial,
                     made,
@@ -166,12 +189,21 @@ class _Planner:
                 ),
             ),
             status=status,
-            events=(*made.events, *report.events(self.old, status)),
+            events=(
+                *made.events,
+                *told.events,
+                *move.events,
+                *report.events(self.old, status),
+            ),
             actions=(
-                *_nudges(self.observation, fingerprint(document)),
+                *nudges(self.observation, fingerprint(document)),
                 *self._actions(made, rollout, free),
             ),
-            next_look=self._next_look(made, rollout, group),
+            next_look=min(
+                self._next_look(made, rollout, group),
+                move.look,
+                AT_ONCE_SECONDS if told.acts else SETTLED_SECONDS,
+            ),
         )
 
     def _world(self, found: tuple[Replica, ...], outcomes: Mapping[str, JobResult]) -> World:
@@ -223,12 +255,6 @@ class _Planner:
             self.identity, self.spec, self.profile, self.config, version=version, layout=layout
         )
 
-    def _is_spoilt(self, template: Json) -> bool:
-        """Whether pods of this very template lack their kernels. The kubelet finds them ready, so
-        that the Deployment would put more of them in the place of those that serve."""
-        lacking = without_kernels(self.observation)
-        return made_of(template) in {annotation(pod, TEMPLATE_ANNOTATION) for pod in lacking}
-
     def _free(self) -> frozenset[str]:
         """The places where overrides mount volumes of their own."""
         kind = self.spec.engine.accelerator.partition("-")[0]
@@ -262,12 +288,16 @@ class _Planner:
         notes: Notes,
         group: Membership,
         found: Iterable[Replica],
+        *,
+        told: Told,
+        move: activation.Move,
     ) -> report.Facts:
         versions = {each.uid: each.version for each in found}
         served = {versions[uid] or made.pointer.version for uid in group.routable}
         return report.Facts(
             identity=self.identity,
             spec=self.spec,
+            number=wanted(self.asked, self.old),
             wanted=self.target,
             target=self.choice.verdict,
             step=made,
@@ -277,6 +307,8 @@ class _Planner:
             routable=len(group.routable),
             score=self._score(made.served, notes),
             kernels=self.profile.kernels,
+            told=told,
+            move=move,
         )
 
     def _notes(
@@ -332,15 +364,3 @@ class _Planner:
         if not noted or made.actions:
             looks.append(made.next_look)
         return min(looks)
-
-
-def _nudges(observation: Observation, document: str) -> tuple[Annotate, ...]:
-    """A changed annotation makes the kubelet refresh the router's ConfigMap volume at once.
-
-    Without it the refresh was measured to take 67 s, with it 0.3 to 0.8 s.
-    """
-    return tuple(
-        Annotate(pod["metadata"]["name"], WORKERS_ANNOTATION, document)
-        for pod in observation.routers
-        if not is_terminating(pod) and annotation(pod, WORKERS_ANNOTATION) != document
-    )

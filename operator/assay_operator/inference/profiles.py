@@ -24,6 +24,7 @@ from assay_operator.api.engine import (
     Profile,
     Tuning,
 )
+from assay_operator.autoscaling.model import Prior
 from assay_operator.inference.kernels import KERNELS_VARIABLE
 
 _Key = tuple[str, str, str]
@@ -48,6 +49,7 @@ class EngineProfile:
         requests: CPU and memory that the engine's container requests.
         shm: size of /dev/shm, over which the engine's processes exchange data.
         startup_seconds: how long an engine may take until it answers for the first time.
+        expected: what autoscaling assumes of it until it was measured.
     """
 
     args: tuple[str, ...]
@@ -60,6 +62,7 @@ class EngineProfile:
     requests: Mapping[str, str]
     shm: str
     startup_seconds: int
+    expected: Prior
 
 
 class _TableModel(BaseModel):
@@ -75,6 +78,25 @@ class _Requests(_TableModel):
     memoryGi: int  # noqa: N815 - as it stands in the table
 
 
+class _Expected(_TableModel):
+    """What is assumed of an engine: milliseconds, and the seconds of a start."""
+
+    itl: float = Field(gt=0)
+    itlPerRunning: float = Field(ge=0)  # noqa: N815
+    prompt: float = Field(gt=0)
+    promptToken: float = Field(ge=0)  # noqa: N815
+    startup: float = Field(gt=0)
+
+    def prior(self) -> Prior:
+        return Prior(
+            itl_s=self.itl / 1000,
+            itl_per_running_s=self.itlPerRunning / 1000,
+            first_token_s=self.prompt / 1000,
+            prompt_token_s=self.promptToken / 1000,
+            startup_s=self.startup,
+        )
+
+
 class _Accelerator(_TableModel):
     """What all engines on one kind of accelerator share."""
 
@@ -88,6 +110,7 @@ class _Accelerator(_TableModel):
     requests: _Requests
     shm: str
     startupSeconds: int  # noqa: N815
+    expected: _Expected
 
 
 class _Row(_TableModel):
@@ -231,6 +254,7 @@ def resolve(
         requests=_requests(hardware.requests, max(gpus, 1)),
         shm=hardware.shm,
         startup_seconds=row.startupSeconds or hardware.startupSeconds,
+        expected=hardware.expected.prior(),
     )
 
 

@@ -8,12 +8,18 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from assay_operator.inference.failures import Failure, kernels_failure, pod_failure
-from assay_operator.inference.objects import VERSION_ANNOTATION, WORKERS_FILE, Identity
+from assay_operator.inference.objects import (
+    VERSION_ANNOTATION,
+    WORKERS_ANNOTATION,
+    WORKERS_FILE,
+    Identity,
+)
 from assay_operator.inference.observation import (
     Observation,
     Probe,
     Work,
     engine_url,
+    is_over,
     is_ready,
     is_terminating,
     ready_since,
@@ -21,12 +27,11 @@ from assay_operator.inference.observation import (
 from assay_operator.inference.places import provides, really
 from assay_operator.inference.results import ENGINE
 from assay_operator.inference.rollout_world import Replica, Step, Target
-from assay_operator.plan import Json, Ref
+from assay_operator.plan import Annotate, Json, Ref
 
 ROUTED_SECONDS = 3
 """From a router pod's readiness until every node's kube-proxy sends the Service's requests there.
 Nothing tells when that is so; a service that were called ready before could refuse a connection."""
-_ENDED = frozenset({"Failed", "Succeeded"})
 
 
 @dataclass(frozen=True)
@@ -51,11 +56,11 @@ class Fleet:
 
     def replicas(self) -> tuple[Replica, ...]:
         """All engine pods."""
-        routed = _routed(self.observation, self.now)
+        listed = routed(self.observation, self.now)
         named = _workers(self.observation, self.identity)
-        return tuple(self._replica(pod, routed, named) for pod in self.observation.engines)
+        return tuple(self._replica(pod, listed, named) for pod in self.observation.engines)
 
-    def _replica(self, pod: Json, routed: frozenset[str] | None, named: frozenset[str]) -> Replica:
+    def _replica(self, pod: Json, listed: frozenset[str] | None, named: frozenset[str]) -> Replica:
         uid, url = pod["metadata"]["uid"], engine_url(pod)
         probe, work = self.observation.probes.get(uid), self.observation.works.get(uid, Work())
         version = probe.version if probe else None
@@ -69,12 +74,11 @@ class Fleet:
             generated=bool(probe and probe.generated),
             listed=_listed(self.observation, url),
             named=url in named,
-            routable=routed is not None and is_ready(pod) and url in routed,
+            routable=listed is not None and is_ready(pod) and url in listed,
             requests=work.requests,
             paused=work.paused,
             load=self.observation.loads.get(uid),
-            # One that was evicted stays as an object, and comes to nothing any more.
-            terminating=is_terminating(pod) or pod.get("status", {}).get("phase") in _ENDED,
+            terminating=is_over(pod),
             error=failure.message if failure else None,
             restarts=_restarts(pod),
             volumes=frozenset([self.target.volume] if provided else []),
@@ -98,14 +102,10 @@ def probe_failure(pod: Json, probe: Probe | None) -> Failure | None:
     )
 
 
-def without_kernels(observation: Observation) -> tuple[Json, ...]:
-    """The engine pods that are to stay and do not run the kernels that they were asked to run."""
-    probes = ((pod, observation.probes.get(pod["metadata"]["uid"])) for pod in observation.engines)
-    return tuple(
-        pod
-        for pod, probe in probes
-        if probe and probe.kernels and not probe.kernels.active and not is_terminating(pod)
-    )
+def lacks_kernels(observation: Observation, pod: Json) -> bool:
+    """Whether an engine says that it does not run the kernels that it was asked to run."""
+    probe = observation.probes.get(pod["metadata"]["uid"])
+    return bool(probe and probe.kernels and not probe.kernels.active)
 
 
 def annotation(item: Json, key: str) -> str | None:
@@ -119,7 +119,7 @@ def _restarts(pod: Json) -> int:
     return sum(status.get("restartCount", 0) for status in statuses)
 
 
-def _routed(observation: Observation, now: datetime) -> frozenset[str] | None:
+def routed(observation: Observation, now: datetime) -> frozenset[str] | None:
     """The URLs that every router which is reached and answers finds healthy; None where none
     does."""
     routers = {pod["metadata"]["uid"] for pod in observation.routers if _is_reached(pod, now)}
@@ -208,3 +208,15 @@ def _workers(observation: Observation, identity: Identity) -> frozenset[str]:
     if not document:
         return frozenset()
     return frozenset(worker["url"] for worker in json.loads(document)["workers"])
+
+
+def nudges(observation: Observation, document: str) -> tuple[Annotate, ...]:
+    """A changed annotation makes the kubelet refresh the router's ConfigMap volume at once.
+
+    Without it the refresh was measured to take 67 s, with it 0.3 to 0.8 s.
+    """
+    return tuple(
+        Annotate(pod["metadata"]["name"], WORKERS_ANNOTATION, document)
+        for pod in observation.routers
+        if not is_terminating(pod) and annotation(pod, WORKERS_ANNOTATION) != document
+    )

@@ -29,6 +29,8 @@ VERIFIER = "verifier"
 INSPECT = "inspect"
 """The init container that inspects before a weighing."""
 ENGINE = "engine"
+INCUMBENT = "incumbent"
+"""The side of a gate that a candidate is compared with."""
 COMPONENT_LABEL = "app.kubernetes.io/component"
 JOB_LABEL = "batch.kubernetes.io/job-name"
 
@@ -232,6 +234,9 @@ def _read(ended: Json, summary: Json) -> JobResult | None:
     if type(said) is not type(expected[0]) or said != expected[0]:
         told = f"It says {said!r} and ended with exit code {code}: {message}"
         return result("broken", summary, told)
+    if INCUMBENT in (summary.get("stopped") or ()):
+        # Who was to be compared with went away: that says nothing about the candidate.
+        return result("broken", summary, message)
     return result(expected[1], summary, message)
 
 

@@ -171,9 +171,11 @@ def _committed(rollout: Rollout, world: World, diary: Diary) -> Rollout:
 def _waving(rollout: Rollout, world: World, diary: Diary) -> Rollout:
     """Also of new pods: both are done when all serve, and stuck when no more come to."""
     behind = _behind(rollout, world)
-    if not behind and not rollout.records and len(serving(rollout, world)) >= world.wanted:
+    late = world.since(rollout.progress) >= world.policy.start_seconds
+    enough = not behind and not rollout.records and len(serving(rollout, world)) >= world.wanted
+    if enough and (late or not _joining(rollout, world)):
         return completed(rollout, world, diary)
-    if world.since(rollout.progress) < world.policy.start_seconds:
+    if not late:
         return rollout
     ending = [each for each in world.live.values() if each.version is None and each.restarts]
     stuck = [record for record in rollout.records if record.stage == "Quarantined"]
@@ -189,6 +191,19 @@ def _waving(rollout: Rollout, world: World, diary: Diary) -> Rollout:
         return rollout
     why = sentences(f"{told}, the others are missing", missing(rollout, world))
     return completed(rollout, world, diary, why)
+
+
+def _joining(rollout: Rollout, world: World) -> bool:
+    """Whether one more replica than is wanted serves, and another is on its way into the router.
+
+    It is not known which of them goes when there is to be one less: until all serve none may.
+    """
+    serves = {each.uid for each in serving(rollout, world)}
+    version = rollout.serves.version
+    return rollout.surge and any(
+        each.version == version and each.uid not in rollout.excluded | serves
+        for each in world.live.values()
+    )
 
 
 def _recreating(rollout: Rollout, world: World, diary: Diary) -> Rollout:

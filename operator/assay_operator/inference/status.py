@@ -8,6 +8,8 @@ from datetime import datetime
 from assay_operator.api.engine import Kernels
 from assay_operator.api.inference_service import InferenceServiceSpec
 from assay_operator.conditions import Verdict, by_type, conditions, last_failure
+from assay_operator.inference.activation import Move
+from assay_operator.inference.drivers import KINDS as DRIVER_KINDS
 from assay_operator.inference.failures import (
     Failure,
     deployment_failure,
@@ -23,7 +25,11 @@ from assay_operator.inference.replicas import probe_failure
 from assay_operator.inference.rollout_state import Rollout
 from assay_operator.inference.rollout_words import who
 from assay_operator.inference.rollout_world import Step, Target
+from assay_operator.inference.scaling_status import Told
 from assay_operator.plan import Event, Json, Ref
+
+_COMING = frozenset({"Creating", "Starting", "NoRouter"})
+"""What says no more than that something is on its way."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,8 @@ class Facts:
 
     Attributes:
         identity: names of the service.
-        spec: what the user wants.
+        spec: what the user wants, with the replicas that there are to be.
+        number: of replicas that are wanted: while the last ones leave, none.
         wanted: the weights that shall be served, and
         target: whether they are what the spec asks for.
         step: of the rollout.
@@ -42,10 +49,13 @@ class Facts:
         routable: how many replicas are routable.
         score: of the weights that are served, as far as one is known.
         kernels: that engines shall run.
+        told: what is told of the number of replicas.
+        move: where requests go.
     """
 
     identity: Identity
     spec: InferenceServiceSpec
+    number: int
     wanted: Target
     target: Verdict
     step: Step
@@ -55,6 +65,8 @@ class Facts:
     routable: int
     score: float | None
     kernels: Kernels
+    told: Told
+    move: Move
 
     @property
     def version(self) -> str:
@@ -73,13 +85,13 @@ def status(observation: Observation, facts: Facts, now: datetime) -> Json:
         "Applied": applied,
         "EnginesReady": engines_ready,
         "RouterReady": router_ready,
-        "Ready": _ready(facts, applied, engines_ready, router_ready),
+        "Ready": _ready(observation, facts, applied, engines_ready, router_ready),
         "Target": facts.target,
         "RolledOut": _rolled_out(facts),
+        **facts.told.verdicts,
     }
     if facts.kernels == "fused":
         verdicts["KernelsActive"] = _kernels_active(observation)
-    wanted = facts.spec.replicas
     checkpoint = facts.version if facts.version in facts.served else ", ".join(facts.served)
     served = facts.step.served
     selector = facts.identity.selector("engine")
@@ -91,7 +103,7 @@ def status(observation: Observation, facts: Facts, now: datetime) -> Json:
         {
             "replicas": len(engines),
             "readyReplicas": facts.routable,
-            "routable": f"{facts.routable}/{wanted}",
+            "routable": f"{facts.routable}/{facts.number}",
             "selector": ",".join(f"{key}={value}" for key, value in sorted(selector.items())),
             "checkpoint": checkpoint or None,
             "score": facts.score,
@@ -100,6 +112,8 @@ def status(observation: Observation, facts: Facts, now: datetime) -> Json:
             "rollout": facts.state,
             "history": list(facts.step.history) or None,
             "refused": list(facts.step.refused) or None,
+            "autoscaling": facts.told.status,
+            "activation": facts.move.as_status(),
         },
     )
 
@@ -152,7 +166,7 @@ def current_failure(observation: Observation, identity: Identity, now: datetime)
     )
     refused = (
         Failure(f"{kind.lower()}/{name}", "Rejected", message, fatal=True)
-        for (kind, name), message in observation.rejections.items()
+        for (kind, name), message in _refused(observation)
     )
     return first_failure(
         [
@@ -168,13 +182,20 @@ def current_failure(observation: Observation, identity: Identity, now: datetime)
     )
 
 
+def _refused(observation: Observation) -> list[tuple[Ref, str]]:
+    """What the API server says against children; of autoscalers ScalingActive tells."""
+    return [
+        (child, message)
+        for child, message in sorted(observation.rejections.items())
+        if child.kind not in DRIVER_KINDS.values()
+    ]
+
+
 def _applied(observation: Observation) -> Verdict:
-    if not observation.rejections:
+    refused = _refused(observation)
+    if not refused:
         return Verdict(True, "Applied", "Every child stands as planned.")
-    said = "; ".join(
-        f"{kind} {name}: {message}"
-        for (kind, name), message in sorted(observation.rejections.items())
-    )
+    said = "; ".join(f"{kind} {name}: {message}" for (kind, name), message in refused)
     return Verdict(
         False,
         "Rejected",
@@ -183,9 +204,9 @@ def _applied(observation: Observation) -> Verdict:
 
 
 def _engines_ready(facts: Facts, existing: int, failure: Failure | None) -> Verdict:
-    wanted = facts.spec.replicas
+    wanted = facts.number
     if wanted == 0:
-        return Verdict(False, "NoReplicas", "spec.replicas is 0: nothing is to be served.")
+        return _none_wanted(facts, "spec.replicas is 0: nothing is to be served.")
     if facts.routable >= wanted:
         return Verdict(True, "AllRoutable", f"All {wanted} engine replicas are routable.")
     count = f"{facts.routable} of {wanted} engine replicas are routable"
@@ -206,8 +227,8 @@ def _engines_ready(facts: Facts, existing: int, failure: Failure | None) -> Verd
 
 
 def _router_ready(observation: Observation, facts: Facts) -> Verdict:
-    if facts.spec.replicas == 0:
-        return Verdict(False, "NoReplicas", "spec.replicas is 0: no router runs.")
+    if facts.number == 0:
+        return _none_wanted(facts, "spec.replicas is 0: no router runs.")
     ready = sum(is_ready(pod) for pod in observation.routers)
     wanted = facts.spec.router.replicas
     if ready >= wanted:
@@ -221,7 +242,20 @@ def _router_ready(observation: Observation, facts: Facts) -> Verdict:
     )
 
 
-def _ready(facts: Facts, applied: Verdict, engines: Verdict, router: Verdict) -> Verdict:
+def _none_wanted(facts: Facts, stopped: str) -> Verdict:
+    if facts.move.activator:
+        return Verdict(False, "ScaledToZero", facts.move.message)
+    return Verdict(False, "NoReplicas", stopped)
+
+
+def _ready(
+    observation: Observation, facts: Facts, applied: Verdict, engines: Verdict, router: Verdict
+) -> Verdict:
+    if facts.number == 0 and facts.move.activator:
+        if facts.routable or any(map(is_ready, observation.activators)):
+            return Verdict(True, "ScaledToZero", facts.move.message)
+        told = "No replica runs, and no activator is ready to hold the next request."
+        return Verdict(False, "NoActivator", told)
     if facts.routable:
         for part in (applied, engines, router):
             if not part.holds:
@@ -229,7 +263,9 @@ def _ready(facts: Facts, applied: Verdict, engines: Verdict, router: Verdict) ->
         return Verdict(True, "Serving", f"Serves {facts.version} at {facts.identity.url}.")
     for part in (applied, engines, router):
         if not part.holds:
-            return Verdict(False, part.reason, part.message)
+            wakes = facts.move.phase == "Waking" and part.reason in _COMING
+            reason = "Waking" if wakes else part.reason
+            return Verdict(False, reason, part.message)
     return Verdict(False, "NotRoutable", "No router lists a healthy engine.")
 
 
@@ -263,6 +299,8 @@ def _kernels_active(observation: Observation) -> Verdict:
     for pod, kernels in told:
         if not kernels.active:
             return Verdict(False, "KernelsInactive", f"{place_of(pod)}: {kernels.why_not}.")
+    if not asked:
+        return Verdict(None, "NoEngine", "There is no engine that was asked to run them.")
     if not told:
         return Verdict(None, "Starting", "No engine has told yet.")
     ops = sorted({op for _, kernels in told for op in kernels.ops})
@@ -290,7 +328,8 @@ def events(old: Json, new: Json) -> tuple[Event, ...]:
     if ready["status"] != was and ready["status"] == "True":
         told.append(Event("Ready", ready["message"]))
     elif ready["status"] != was:
-        told.append(Event("NotReady", ready["message"], "Warning"))
+        expected = ready["reason"] == "Waking"
+        told.append(Event("NotReady", ready["message"], "Normal" if expected else "Warning"))
     target, known = after.get("Target"), before.get("Target", {})
     if target and target["status"] == "False" and target["reason"] != known.get("reason"):
         told.append(Event(target["reason"], target["message"], "Warning"))

@@ -8,12 +8,16 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from assay_operator.checkpoints.observation import claim_of
+from assay_operator.cluster.due import other_writer
 from assay_operator.cluster.topics import Topic, is_at_rest
-from assay_operator.cluster.view import Key
+from assay_operator.cluster.view import Key, Place
 from assay_operator.config import OperatorConfig
+from assay_operator.inference.drivers import KINDS as DRIVERS
 from assay_operator.inference.observation import (
     Observation,
+    OtherWriter,
     Probe,
+    Seen,
     Work,
     is_ready,
     labels_of,
@@ -41,6 +45,8 @@ class _Answers:
     listings: Mapping[str, Listing | None] = field(default_factory=dict)
     works: Mapping[str, Work] = field(default_factory=dict)
     found: Mapping[Ref, Json | None] = field(default_factory=dict)
+    seen: Seen | None = None
+    other: OtherWriter | None = None
 
 
 class Services:
@@ -69,12 +75,14 @@ class Services:
             for pod in self._shell.view.pods(key)
             if is_ready(pod) or (changing and has_started(pod))
         ]
-        (probes, works), listings, found = await asyncio.gather(
+        (probes, works), listings, found, seen, other = await asyncio.gather(
             self._engines(of_component(asked, "engine"), changing),
             self._shell.sglang.listings(of_component(asked, "router")),
             self._shell.lookups.find(key.namespace, {*refers.names, *self._claims(key, refers)}),
+            self._shell.scaling.look(key, owner),
+            self._scaled(key, owner),
         )
-        answers = _Answers(probes, listings, works, found)
+        answers = _Answers(probes, listings, works, found, seen, other)
 
         def decide(service: Json, now: datetime) -> Plan:
             observation = self._observe(key, service, answers)
@@ -121,7 +129,45 @@ class Services:
             followed=followed or None,
             grants=tuple(grants),
             found=answers.found,
+            activators=of_component(pods, "activator"),
+            seen=answers.seen,
+            other=answers.other,
         )
+
+    async def _scaled(self, key: Key, owner: Json) -> OtherWriter | None:
+        """Who else writes the number of replicas of a service that scales itself.
+
+        Of a ScaledObject no watch tells, for a cluster without KEDA does not know them: it is
+        looked up, so that one that is not wanted any more is seen and goes.
+        """
+        driver = ((owner.get("spec") or {}).get("autoscaling") or {}).get("driver")
+        stood = (owner.get("status") or {}).get("autoscaling") or {}
+        if "keda" in (driver, stood.get("driver")):
+            await self._look_up(key, Ref(DRIVERS["keda"], key.name))
+        if driver != "builtin":
+            return None
+        engines = Ref("Deployment", f"{key.name}-engine")
+        suspects = [engines] if engines in self._shell.applier.drifted(key) else []
+        noted, asked = stood.get("specReplicas"), owner["spec"].get("replicas")
+        if noted and asked and noted != asked:
+            suspects = [Ref("InferenceService", key.name), *suspects]
+        if not suspects:
+            return None
+        found = await self._shell.lookups.find(key.namespace, suspects)
+        for where, item in found.items():
+            writer = other_writer(item, "spec", "replicas") if item else None
+            if item and writer:
+                return OtherWriter(where, writer, item["spec"]["replicas"])
+        return None
+
+    async def _look_up(self, key: Key, name: Ref) -> None:
+        """Brings the view up to date with what no watch tells of."""
+        view, found = self._shell.view, await self._shell.lookups.find(key.namespace, [name])
+        known = view.item(Place(key.namespace, name))
+        if there := found.get(name):
+            view.put(there, by=key)
+        elif name in found and known:
+            view.remove(known, by=key)
 
     def _claims(self, key: Key, refers: References) -> set[Ref]:
         """The claims of its own namespace that weights which it may serve lie on."""
@@ -154,4 +200,4 @@ def _topics(refers: References, own: str) -> frozenset[Topic]:
 
 
 def _serves(pod: Json) -> bool:
-    return labels_of(pod).get(COMPONENT_LABEL) in ("engine", "router")
+    return labels_of(pod).get(COMPONENT_LABEL) in ("engine", "router", "activator")

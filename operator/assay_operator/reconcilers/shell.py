@@ -11,7 +11,7 @@ from assay_operator.cluster.apply import Applier
 from assay_operator.cluster.lookups import Lookups
 from assay_operator.cluster.view import Key, View
 from assay_operator.config import OperatorConfig
-from assay_operator.inference.observation import is_terminating, labels_of
+from assay_operator.inference.observation import Seen, is_terminating, labels_of
 from assay_operator.plan import Json, Plan
 from assay_operator.sglang.client import SGLang
 from assay_operator.sglang.control import Control
@@ -22,6 +22,13 @@ COMPONENT_LABEL = "app.kubernetes.io/component"
 Decide = Callable[[Json, datetime], Plan]
 """From the object as it is and the time to a plan. It reads the view as it is when it is called,
 so that what a plan changed is seen by the next one of the same pass."""
+
+
+class Scaling(Protocol):
+    """Knows the load of services that scale themselves."""
+
+    async def look(self, key: Key, owner: Json) -> Seen | None:
+        """What is known of it, and what was decided from it; None where nothing is."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,7 @@ class Shell:
         reach: the way to pods.
         sglang: asks engines and routers.
         control: has engines load and pause.
+        scaling: watches the load of services that scale themselves.
         config: the administrator's defaults.
     """
 
@@ -44,6 +52,7 @@ class Shell:
     reach: Reach
     sglang: SGLang
     control: Control
+    scaling: Scaling
     config: OperatorConfig
 
 

@@ -144,7 +144,7 @@ class SGLang:
         from then on it is only asked whether it still produces any. Kernels are asked for once a
         start, and again as long as they are not active.
         """
-        told = self._known_kernels(engine)
+        told = self.known_kernels(engine)
         try:
             info = await self._reach.ask(engine, _MODEL_INFO_SOON if busy else MODEL_INFO)
         except ProbeError as error:
@@ -167,8 +167,8 @@ class SGLang:
         made = self._living(engine, known) if known else await self._begin(engine, running)
         return replace(made, kernels=told)
 
-    def _known_kernels(self, engine: Json) -> Kernels | None:
-        """What it told since its last start."""
+    def known_kernels(self, engine: Json) -> Kernels | None:
+        """What an engine told since its last start; nobody is asked."""
         told = self._told.get(engine["metadata"]["uid"])
         return told.kernels if told and told.start == restarts(engine) else None
 
@@ -184,7 +184,7 @@ class SGLang:
         Raises:
             ProbeError: it says nothing at all.
         """
-        uid, now, known = engine["metadata"]["uid"], time.monotonic(), self._known_kernels(engine)
+        uid, now, known = engine["metadata"]["uid"], time.monotonic(), self.known_kernels(engine)
         if known and (known.active or now - self._told[uid].time < INACTIVE_INTERVAL):
             return known
         try:

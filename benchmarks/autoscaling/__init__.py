@@ -1,0 +1,1 @@
+"""Replays a trace of requests against simulated engines under several autoscaling policies."""

@@ -1,0 +1,1 @@
+"""Policies of other projects, written anew from what they publish, and two bounds."""

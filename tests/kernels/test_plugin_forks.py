@@ -1,0 +1,141 @@
+"""The plugin where SGLang's processes are forked, as on a CPU, and not started anew."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from assay_kernels.integrations import active, sglang_plugin
+from assay_kernels.integrations.gates import Calls, Installed
+from assay_kernels.registry import Uses
+
+APP = "sglang.srt.entrypoints.http_server"
+MODULES = ("sglang", "sglang.srt", "sglang.srt.plugins", "sglang.srt.entrypoints", APP)
+
+
+class Routes:
+    """The program's routes."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Callable[[], Any]] = {}
+
+    def add_api_route(self, path: str, answer: Callable[[], Any], methods: list[str]) -> None:
+        self.answers[path] = answer
+
+
+def load_plugins() -> None:
+    """SGLang's, as far as it matters here: once in a process, as it believes."""
+    plugins: Any = sys.modules["sglang.srt.plugins"]
+    if not plugins._plugins_loaded:
+        plugins._plugins_loaded = True
+        sglang_plugin.install()
+
+
+def run_scheduler_process(tp_rank: int, pp_rank: int, dp_rank: int | None) -> None:
+    """SGLang's, by the name that tells."""
+    load_plugins()
+
+
+def run_detokenizer_process() -> None:
+    """SGLang's, by the name that tells."""
+    load_plugins()
+
+
+def nothing(why_not: str = "") -> Installed:
+    """An op, or hooks, of which only the record matters here."""
+    made = Installed((), Calls(), lambda: Uses(0, {}))
+    made.refuse(why_not)
+    return made
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Routes]:
+    """A process of SGLang that has loaded the plugin, and serves HTTP."""
+    routes = Routes()
+    for name in MODULES:
+        made: Any = ModuleType(name)
+        monkeypatch.setitem(sys.modules, name, made)
+        parent, _, child = name.rpartition(".")
+        if parent:
+            monkeypatch.setattr(sys.modules[parent], child, made, raising=False)
+    modules: Any = sys.modules
+    modules["sglang.srt.plugins"]._plugins_loaded = False
+    modules[APP].app, modules[APP]._global_state = routes, None
+    monkeypatch.setenv("ASSAY_KERNELS_DIR", str(tmp_path))
+    monkeypatch.setenv("ASSAY_KERNELS", "fused")
+    monkeypatch.setattr(active, "EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(sglang_plugin, "_harden", lambda patches: nothing())
+    monkeypatch.setattr(sglang_plugin, "install_ops", lambda kernels: {"sampler": nothing()})
+    load_plugins()
+    yield routes
+
+
+def forked(run: Callable[[], None]) -> tuple[int, int]:
+    """A process that begins with a function and then waits.
+
+    Returns:
+        its id, and where one byte has to be written so that it ends.
+    """
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            run()
+            os.read(read, 1)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(0)
+    os.close(read)
+    return child, write
+
+
+def told(folder: Path, count: int) -> list[active.ProcessRecord]:
+    """What processes have published, once it is so many of them."""
+    deadline = time.monotonic() + 60
+    while len(found := active.read(folder)) < count and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return found
+
+
+@pytest.fixture
+def children(program: Routes, tmp_path: Path) -> Iterator[tuple[int, int]]:
+    """The process that runs the model and the one that makes text of tokens, forked from it."""
+    made = (
+        forked(lambda: run_scheduler_process(1, 0, None)),
+        forked(run_detokenizer_process),
+    )
+    yield made[0][0], made[1][0]
+    for child, end in made:
+        os.write(end, b".")
+        os.close(end)
+        os.waitpid(child, 0)
+
+
+def test_a_forked_scheduler_installs_the_ops_and_publishes_them_as_its_own(
+    children: tuple[int, int], tmp_path: Path
+) -> None:
+    [record] = told(tmp_path, 1)
+    assert (record.pid, record.role) == (children[0], "scheduler")
+    assert record.rank == {"tp": 1, "pp": 0, "dp": 0}
+    assert record.ops["sampler"].installed and record.hardened
+
+
+async def test_the_process_that_serves_answers_for_itself_and_for_them(
+    children: tuple[int, int], program: Routes, tmp_path: Path
+) -> None:
+    told(tmp_path, 1)
+    answer = await program.answers["/assay/kernels"]()
+    assert answer["active"] and answer["hardened"]
+    assert {each["pid"]: each["role"] for each in answer["processes"]} == {
+        os.getpid(): "http",
+        children[0]: "scheduler",
+    }
