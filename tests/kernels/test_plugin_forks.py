@@ -57,7 +57,7 @@ def nothing(why_not: str = "") -> Installed:
 
 
 @pytest.fixture
-def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Routes]:
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Routes:
     """A process of SGLang that has loaded the plugin, and serves HTTP."""
     routes = Routes()
     for name in MODULES:
@@ -75,7 +75,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Routes]
     monkeypatch.setattr(sglang_plugin, "_harden", lambda patches: nothing())
     monkeypatch.setattr(sglang_plugin, "install_ops", lambda kernels: {"sampler": nothing()})
     load_plugins()
-    yield routes
+    return routes
 
 
 def forked(run: Callable[[], None]) -> tuple[int, int]:
