@@ -3,6 +3,9 @@ up, runs the tests on it, removes it.
 
     python -m tests.all [PYTEST_ARGUMENT...]
 
+Without arguments it is all tests but the one with KEDA, which would be compiled first:
+`make test-keda`.
+
 Environment: ASSAY_CLUSTER (default assay-test) names the cluster; with KEEP=1 it is left running.
 """
 
@@ -17,6 +20,7 @@ from tests.cluster.errors import ClusterError
 from tests.cluster.settings import REPOSITORY
 
 FOLDERS = ("tests/trainer", "tests/engine", "tests/integration", "tests/e2e")
+EVERYDAY = (*FOLDERS, "--ignore=tests/e2e/test_keda.py")
 
 
 def main(arguments: list[str]) -> int:
@@ -28,7 +32,7 @@ def main(arguments: list[str]) -> int:
                 "ASSAY_CLUSTER": assay.cluster.name,
                 "ASSAY_ENGINE_ENV": str(assay.environment),
             }
-            command = [sys.executable, "-m", "pytest", *(arguments or FOLDERS)]
+            command = [sys.executable, "-m", "pytest", *(arguments or EVERYDAY)]
             return subprocess.run(command, cwd=REPOSITORY, env=environment, check=False).returncode
     except ClusterError as error:
         print(error, file=sys.stderr)
