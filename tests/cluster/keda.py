@@ -37,7 +37,8 @@ API_SERVICE = "v1beta1.external.metrics.k8s.io"
 MODULE_FOLDER = "keda"
 """In images/kind-node."""
 _DOCKERFILE = NODE_SOURCES / MODULE_FOLDER / "Dockerfile"
-_WAIT = "--timeout=180s"
+_WAIT = "--timeout=300s"
+"""Its pods start again and again until the certificate that one of them makes is there for all."""
 
 Json = dict[str, Any]
 

@@ -108,6 +108,6 @@ def test_who_takes_driver_hpa_beside_keda_is_told_to_take_another(scaled: Kube) 
     def told() -> bool:
         return "use driver keda" in scaled.condition(NAME, "ScalingActive").get("message", "")
 
-    wait_for("what to do", told, 90)
+    wait_for("what to do", told, 120)
     assert scaled.condition(NAME, "ScalingActive")["reason"] == "DriverFails"
     assert scaled.condition(NAME)["status"] == "True"
