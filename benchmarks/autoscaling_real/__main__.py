@@ -280,7 +280,7 @@ def run(assay: Assay, wanted: Asked) -> None:
     kubectl = assay.cluster.kubectl
     kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=300s")
     kubectl("create", "namespace", NAMESPACE)
-    kube, log = Kube(assay.cluster, NAMESPACE), Cache.default().logs / "bench-capacity.log"
+    kube, log = Kube(assay.cluster, NAMESPACE), Cache.default().logs / "bench-model.log"
     try:
         say("a small model, and a service of one replica")
         assay.make_model(NAMESPACE, StepRun("model", log, Processes()))

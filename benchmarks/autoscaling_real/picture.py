@@ -41,7 +41,7 @@ def draw(result: Result, path: Path) -> None:
         axis.set_ylabel(f"replicas {name}")
         axis.set_ylim(0, result.policy.max + 0.4)
         axis.set_yticks(range(result.policy.max + 1))
-    axes[1].legend(loc="upper right", frameon=False)
+    axes[1].legend(loc="lower right", frameon=False)
     for axis in axes:
         axis.set_xlim(0, end)
         axis.spines[["top", "right"]].set_visible(False)
