@@ -41,7 +41,7 @@ from tests.kube import Kube, NotYet, infsvc, wait_for
 TRACE = REPOSITORY.parent / "shared" / "data" / "azure_llm_inference_2023_code.csv"
 NAME = "autoscaling_real"
 NAMESPACE, SERVICE = "bench-autoscaling", "scaled"
-FROM_S, SECONDS, TAIL_S = 900.0, 350.0, 60.0
+FROM_S, SECONDS, TAIL_S = 210.0, 350.0, 60.0
 SEED = 1
 LEAD_S = 30.0
 """From the first decision until the trace begins."""

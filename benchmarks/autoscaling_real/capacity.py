@@ -19,7 +19,7 @@ from benchmarks.common import Json
 SLOTS, KV_TOKENS, CHUNK = 4, 8192, 2048
 """Requests that an engine runs at once, tokens of its cache, prompt tokens of one batch."""
 PROMPT_SCALE, LONGEST_PROMPT, LONGEST_OUTPUT = 1 / 32, 400, 200
-PEAK_REPLICAS = 1.2
+PEAK_REPLICAS = 1.0
 """The piece's busiest minute comes at so many times what one replica bears."""
 MINUTE_S = 60.0
 ITL_FACTOR = 3.0

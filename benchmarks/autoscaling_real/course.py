@@ -219,6 +219,13 @@ def agreement(one: Sequence[int], other: Sequence[int]) -> Agreement:
     )
 
 
+def inside(one: Sequence[int], others: Sequence[Sequence[int]]) -> float:
+    """The share of the time in which it is neither below nor above all of the others."""
+    spans = [(min(each), max(each)) for each in zip(*others, strict=True)]
+    pairs = zip(one, spans, strict=True)
+    return statistics.fmean(low <= number <= high for number, (low, high) in pairs)
+
+
 @dataclass(frozen=True)
 class Figures:
     """A course in numbers, from the beginning of the trace to the end of the record.

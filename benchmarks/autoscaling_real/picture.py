@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.autoscaling_real.course import Steps, each_second
-from benchmarks.autoscaling_real.table import Result
+from benchmarks.autoscaling_real.table import LATEST_S, Result
 
 _REAL, _SIMULATED, _GREY, _INK = "#b3261e", "#0072b2", "#999999", "#222222"
 _BIN_S = 10.0
@@ -46,7 +46,7 @@ def draw(result: Result, path: Path) -> None:
         axis.set_xlim(0, end)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_title(
-        "One trace, real and simulated; pale: the operator looks 1 to 4 s later",
+        f"One trace, real and simulated; pale: the operator looks up to {LATEST_S:g} s later",
         fontsize=11,
         color=_INK,
     )

@@ -16,15 +16,16 @@ from typing import Any
 import pytest
 
 from assay_operator.autoscaling.model import Prior
+from benchmarks import common
 from benchmarks.autoscaling import fit
 from benchmarks.autoscaling.engine import Engine, Served
 from benchmarks.autoscaling.policy import Objective
 from benchmarks.autoscaling.simulate import Life
 from benchmarks.autoscaling.trace import Request, poisson
+from benchmarks.autoscaling_real import __main__ as shell
 from benchmarks.autoscaling_real import capacity as cap
-from benchmarks.autoscaling_real import client, picture, table
+from benchmarks.autoscaling_real import client, table
 from benchmarks.autoscaling_real import course as runs
-from benchmarks.autoscaling_real.__main__ import changes, service
 from benchmarks.autoscaling_real.capacity import Capacity, Loop, Measured, Rounds
 from benchmarks.autoscaling_real.course import Course, Felt, Moved
 from tests.e2e.watching import Told
@@ -84,7 +85,7 @@ def spec() -> Json:
         "objectives": {"ttftMs": 1500, "itlMs": 50},
         "scaleDownAfter": "30s",
     }
-    found: Json = service(scaling)["spec"]
+    found: Json = shell.service(scaling)["spec"]
     return found
 
 
@@ -263,7 +264,7 @@ class TestCourse:
             Told(EPOCH + 2, status(2, 1, "Demand")),
             Told(EPOCH + 3, status(2, 2, "Steady")),
         ]
-        assert changes(told, EPOCH) == [
+        assert shell.changes(told, EPOCH) == [
             {"at": -1.0, "wanted": None, "ready": 1, "reason": None},
             {"at": 0.0, "wanted": 1, "ready": 1, "reason": "Steady"},
             {"at": 2.0, "wanted": 2, "ready": 1, "reason": "Demand"},
@@ -276,6 +277,9 @@ class TestCourse:
     def test_agreement_is_told_by_seconds(self) -> None:
         found = runs.agreement([1, 1, 2, 3], [1, 2, 2, 1])
         assert (found.same, found.close, found.difference) == (0.5, 0.75, 0.75)
+
+    def test_a_number_is_inside_where_it_is_neither_below_nor_above_all_others(self) -> None:
+        assert runs.inside([1, 2, 3, 1], [[1, 1, 1, 2], [1, 3, 2, 3]]) == 0.5
 
     def test_a_simulated_replica_is_ready_from_its_start_until_it_is_let_go(self) -> None:
         lives = [Life(0.0), Life(10.0, left=40.0, gone=45.0), Life(50.0, left=55.0)]
@@ -319,6 +323,10 @@ class TestTable:
             assert told[f"replicas {name}, real and simulated, each second"].startswith(
                 "the same 100% of the time, within one 100%, mean difference 0.00;"
             )
+            [span] = [
+                said for key, said in told.items() if key.startswith(f"replicas {name}, real, in")
+            ]
+            assert span == "100% of the time"
         assert told["scalings, real"] == told["scalings, simulated"] != "none"
         for name, value in told.items():
             if pair := re.match(r"([0-9.%]+)(?: ms)? real, ([0-9.%]+)", value):
@@ -355,9 +363,20 @@ class TestTable:
         assert '"scaleDownAfter": "30s"' in said and "CPU limit of 400m" in said
         assert "16.0 ms an iteration, 1.20 ms a sequence" in said
 
-    def test_the_picture_is_drawn(self, tmp_path: Path) -> None:
-        picture.draw(as_read(record(simulated())), tmp_path / "picture.png")
-        assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+    def test_a_record_alone_gives_table_picture_and_the_same_record_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for module in (common, shell):
+            monkeypatch.setattr(module, "RESULTS", tmp_path)
+        file, whole = tmp_path / "autoscaling_real.json", record(simulated())
+        file.write_text(json.dumps(whole))
+        monkeypatch.setattr("sys.argv", ["autoscaling_real", "--dry", str(file)])
+        assert shell.main() == 0
+        after = json.loads(file.read_text())
+        assert after.pop("computed")["capacity"]["start_s"] == 45.0
+        assert after == json.loads(json.dumps(whole))
+        assert "| scalings, real | " in (tmp_path / "autoscaling_real.md").read_text()
+        assert (tmp_path / "autoscaling_real.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_simulated_operator_has_the_policy_of_the_real_one() -> None:
