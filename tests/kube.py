@@ -152,11 +152,7 @@ class Kube:
         )
 
     def wait_gone(self, name: str) -> None:
-        """Until no child of a service is left: at most as long as Kubernetes gives an engine.
-
-        An engine that is deleted while it starts uses all of that time: SGLang is the container's
-        first process, to which Linux delivers no SIGTERM before it has a handler for it.
-        """
+        """Until no child of a service is left: at most as long as Kubernetes gives an engine."""
         wait_for(f"children of {name} gone", lambda: not self.children(name), GONE_SECONDS, every=1)
 
     @contextmanager

@@ -64,12 +64,10 @@ INDEX = "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 # How SGLang starts without CUDA. Its scheduler and detokenizer get a Python of their own each, as
 # they must where CUDA is in use; here they are forked from the first process, which has a single
-# thread then: nothing is imported three times, which is most of the work of a start. And as the
-# first process of a container gets no SIGTERM before it has a handler for it, it has one at once.
+# thread then: nothing is imported three times, which is most of the work of a start.
 FORKING = """\
-import multiprocessing, os, runpy, signal
+import multiprocessing, runpy
 multiprocessing.set_start_method = lambda *_, **__: None
-signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
 runpy.run_module("sglang.launch_server", run_name="__main__", alter_sys=True)
 """
 

@@ -123,7 +123,7 @@ def completed_by(kube: Kube, pod: str, tokens: int) -> tuple[int, str]:
     """How long an answer became that an engine was asked for, and what weights it had then."""
     asked = {"text": "1 + 1 =", "sampling_params": {"max_new_tokens": tokens, "ignore_eos": True}}
     header = {"Content-Type": "application/json"}
-    said = _told_within(kube, pod, f"'/generate', {json.dumps(asked).encode()}, {header}")
+    said = _told_within(kube, pod, f"'/generate', {json.dumps(asked).encode()!r}, {header}")
     return said["meta_info"]["completion_tokens"], said["meta_info"]["weight_version"]
 
 

@@ -23,6 +23,7 @@ from tests.e2e.rollouts import (
     wait_rollout,
     wait_verdict,
 )
+from tests.e2e.scene import MOMENT_SECONDS
 from tests.e2e.watching import Story, Told
 from tests.kube import Kube
 
@@ -30,7 +31,6 @@ NAME = "live"
 MODELS = {"tiny-next": ("--seed", "11"), "tiny-untrained": ("--steps", "0")}
 LONG_TOKENS = 1000
 """Of an answer that takes longer than its engine takes to change weights."""
-MOMENT_SECONDS = 150
 PAUSE_SECONDS = 5
 
 
