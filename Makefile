@@ -8,7 +8,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help demo demo-down train-demo train-demo-down test test-unit test-verifiers cluster cluster-down bench crds lint clean
+.PHONY: help demo demo-down train-demo train-demo-down test test-keda test-unit test-verifiers cluster cluster-down bench crds lint clean
 
 help: ## List these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -34,6 +34,9 @@ train-demo-down: $(READY) ## Remove what `make train-demo` made
 
 test: lint test-unit test-verifiers ## Everything: lint, unit tests, verifiers, then a real cluster with real SGLang
 	@$(RUN) -m tests.all
+
+test-keda: $(READY) ## The one test that `make test` leaves out: autoscaling by KEDA, compiled first
+	@$(RUN) -m tests.all tests/e2e/test_keda.py
 
 test-unit: $(READY) ## Only the tests that need no cluster and no SGLang (seconds)
 	@$(RUN) -m pytest tests/unit

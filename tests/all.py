@@ -3,6 +3,9 @@ up, runs the tests on it, removes it.
 
     python -m tests.all [PYTEST_ARGUMENT...]
 
+Without arguments it is all tests but the one with KEDA, which would be compiled first:
+`make test-keda`.
+
 Environment: ASSAY_CLUSTER (default assay-test) names the cluster; with KEEP=1 it is left running.
 """
 
@@ -19,9 +22,13 @@ from tests.cluster.settings import REPOSITORY
 RUNS = (
     # By itself: it has Triton interpret its kernels, wherever in the process they are used.
     ("tests/kernels",),
-    ("tests/trainer", "tests/engine", "tests/integration", "tests/e2e"),
+    (
+        *("tests/trainer", "tests/engine", "tests/integration", "tests/e2e"),
+        # KEDA takes ten minutes to compile: `make test-keda`.
+        "--ignore=tests/e2e/test_keda.py",
+    ),
 )
-"""The folders that each run of pytest is given."""
+"""The words that each run of pytest is given."""
 
 
 def main(arguments: list[str]) -> int:

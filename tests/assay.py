@@ -35,6 +35,7 @@ MODEL = "a small model on a volume"
 
 SYSTEM = "assay-system"
 RELEASE = "assay"
+CHART = REPOSITORY / "charts" / "assay"
 ENGINE_MOUNT = "/opt/assay/engine"
 MODEL_SEED = 7
 MAKE_MODEL = REPOSITORY / "examples/tiny-model/make_model.py"
@@ -137,8 +138,12 @@ class Assay:
             },
         }
 
-    def values(self) -> Json:
-        """The chart's values for this cluster."""
+    def values(self, metrics_api: bool = True) -> Json:
+        """The chart's values for this cluster.
+
+        Args:
+            metrics_api: whether it serves external.metrics.k8s.io, which KEDA has to be left to.
+        """
         repository, _, tag = self.images.reference("operator").rpartition(":")
         # Tests and benchmarks ask engines themselves, from pods of their own beside them.
         theirs = {"key": MANAGED_BY_LABEL, "operator": "DoesNotExist"}
@@ -147,7 +152,7 @@ class Assay:
             "image": {"repository": repository, "tag": tag},
             "config": self.operator_config(),
             "networkPolicy": {"workloads": {"metricsFrom": peers}},
-            "metricsApi": {"enabled": True},
+            "metricsApi": {"enabled": metrics_api},
         }
 
     def steps(self) -> list[Step]:
@@ -172,13 +177,14 @@ class Assay:
         run.note("copying")
         self.cluster.load(*(self.images.reference(name) for name in IMAGES))
 
-    def install(self, run: StepRun) -> None:
+    def install(self, run: StepRun, metrics_api: bool = True) -> None:
+        """The chart with `values(metrics_api)`, or the change of a release to these."""
         run.note("helm upgrade --install")
         self.cluster.helm(
-            *("upgrade", "--install", RELEASE, str(REPOSITORY / "charts/assay")),
+            *("upgrade", "--install", RELEASE, CHART),
             *("--namespace", SYSTEM, "--create-namespace"),
             *("--values", "-", "--wait", "--timeout", "180s"),
-            input=yaml.safe_dump(self.values()),
+            input=yaml.safe_dump(self.values(metrics_api)),
         )
 
     def make_model(

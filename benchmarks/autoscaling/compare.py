@@ -125,7 +125,7 @@ def _planners(world: World, objective: Objective) -> Iterator[Setting]:
 
 
 def _ours(world: World, objective: Objective) -> Iterator[Setting]:
-    make = partial(Ours, objective, world.least, world.most)
+    make = partial(Ours.of, objective, world.least, world.most)
     grid = product((0.8, 0.9, 0.95, 0.98), (0.0, 0.5, 0.8), (300.0, 900.0))
     for attainment, surge, window_s in grid:
         one = _setting(

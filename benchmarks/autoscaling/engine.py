@@ -22,8 +22,9 @@ NEVER = math.inf
 class Engine:
     """How long an iteration takes, and what fits.
 
-    A prefill batch takes base_s + tokens * prompt_s. A decode step of n sequences with k tokens of
-    context in all takes base_s + n * sequence_s + k * context_s.
+    A prefill batch that ends the prompts of n requests takes base_s + tokens * prompt_s +
+    n * request_s. A decode step of n sequences with k tokens of context in all takes base_s +
+    n * sequence_s + k * context_s.
 
     Attributes:
         base_s: seconds an iteration, whatever is in it.
@@ -35,6 +36,7 @@ class Engine:
         kv_tokens: tokens that the KV cache holds.
         warm_s: seconds after its start in which a replica is slower.
         warm_factor: how many times slower it is then.
+        request_s: seconds a request, however long its prompt is.
     """
 
     base_s: float
@@ -46,10 +48,11 @@ class Engine:
     kv_tokens: int
     warm_s: float = 0.0
     warm_factor: float = 1.0
+    request_s: float = 0.0
 
-    def prefill(self, tokens: float) -> float:
-        """Seconds of a prefill batch."""
-        return self.base_s + tokens * self.prompt_s
+    def prefill(self, tokens: float, requests: int = 1) -> float:
+        """Seconds of a prefill batch that ends the prompts of so many requests."""
+        return self.base_s + tokens * self.prompt_s + requests * self.request_s
 
     def decode(self, sequences: float, context: float) -> float:
         """Seconds of a decode step; `context` in tokens over all sequences."""
@@ -186,7 +189,8 @@ class Replica:
         if self.waiting:
             self._fill()
         if self._batch_tokens:
-            self.next_end = at + self.engine.prefill(self._batch_tokens) * self._factor(at)
+            took = self.engine.prefill(self._batch_tokens, len(self._batch))
+            self.next_end = at + took * self._factor(at)
         elif self.running:
             self.next_end = at + self.engine.decode(self.running, self.context) * self._factor(at)
         else:

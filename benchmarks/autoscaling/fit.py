@@ -151,16 +151,29 @@ def scaled(engine: Engine, shape: Shape = LARGE) -> Engine:
 
 def throughput(engine: Engine, point: Point) -> float:
     """Output tokens a second of the simulated engine in the measurement of `point`."""
+    served = closed_loop(engine, [(PROMPT, OUTPUT)] * point.requests, point.clients)
+    return point.requests * OUTPUT / max(one.finished for one in served)
+
+
+def closed_loop(engine: Engine, lengths: Sequence[tuple[int, int]], clients: int) -> list[Served]:
+    """Requests of so many clients, each of which sends its next one when its last one has ended.
+
+    Args:
+        engine: a warm one.
+        lengths: of each request, prompt and output in tokens.
+        clients: how many.
+    """
     replica = Replica(engine, 0, -engine.warm_s)
-    sent, at = 0, 0.0
-    while sent < point.requests:
-        while sent < point.requests and replica.load < point.clients:
-            replica.take(Served(Request(at, PROMPT, OUTPUT)), at)
-            sent += 1
-        at = _until_one_ends(replica)
+    served: list[Served] = []
+    at = 0.0
+    for prompt, output in lengths:
+        while replica.load >= clients:
+            at = _until_one_ends(replica)
+        served.append(Served(Request(at, prompt, output)))
+        replica.take(served[-1], at)
     while replica.load:
-        at = _until_one_ends(replica)
-    return point.requests * OUTPUT / at
+        _until_one_ends(replica)
+    return served
 
 
 def _until_one_ends(replica: Replica) -> float:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from typing import Self
 
-from assay_operator.autoscaling.decision import decide
+from assay_operator.autoscaling.decision import Decision, decide
 from assay_operator.autoscaling.model import Histogram, Measured
 from assay_operator.autoscaling.model import Policy as Wanted
 from assay_operator.autoscaling.model import Sample as Scrape
@@ -26,11 +27,24 @@ PROMPT_BOUNDS = (
 
 
 class Ours:
-    """The builtin driver of an InferenceService with objectives for both times."""
+    """The builtin driver of an InferenceService with objectives for times.
+
+    Attributes:
+        decisions: all of them that changed the number, each with its time in seconds.
+        last: the latest decision, None before the first.
+    """
 
     period = INTERVAL_S
 
-    def __init__(self, objective: Objective, least: int, most: int, **parameters: float) -> None:
+    def __init__(self, policy: Wanted) -> None:
+        self.decisions: list[tuple[float, Decision]] = []
+        self.last: Decision | None = None
+        self._policy = policy
+        self._state = State()
+        self._seen = 0.0
+
+    @classmethod
+    def of(cls, objective: Objective, least: int, most: int, **parameters: float) -> Self:
         """A fresh one.
 
         Args:
@@ -39,15 +53,15 @@ class Ours:
             most: most replicas.
             parameters: fields of the operator's policy that are not the defaults.
         """
-        self._policy = Wanted(
-            min=least,
-            max=most,
-            ttft_s=objective.ttft_s,
-            itl_s=objective.itl_s,
-            **parameters,  # type: ignore[arg-type]
+        return cls(
+            Wanted(
+                min=least,
+                max=most,
+                ttft_s=objective.ttft_s,
+                itl_s=objective.itl_s,
+                **parameters,  # type: ignore[arg-type]
+            )
         )
-        self._state = State()
-        self._seen = 0.0
 
     def observe(self, sample: Sample) -> int:
         views = sample.replicas
@@ -72,7 +86,9 @@ class Ours:
                 measured=_measured(warm) if warm else None,
             ),
         )
-        self._seen, self._state = sample.now, decision.state
+        self._seen, self._state, self.last = sample.now, decision.state, decision
+        if decision.replicas != sample.wanted:
+            self.decisions.append((sample.now, decision))
         return decision.replicas
 
 

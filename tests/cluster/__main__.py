@@ -11,7 +11,8 @@ from collections.abc import Callable
 from tests.cluster import lifecycle
 from tests.cluster.cluster import Cluster
 from tests.cluster.errors import ClusterError
-from tests.cluster.settings import DEFAULT_CLUSTER
+from tests.cluster.keda import Keda
+from tests.cluster.settings import DEFAULT_CLUSTER, Cache
 from tests.cluster.status import print_status
 
 
@@ -44,6 +45,9 @@ def parser() -> argparse.ArgumentParser:
     add_name(command)
     command.add_argument("count", type=_count, metavar="COUNT", help="0 takes them away")
     command.add_argument("--node", help="the node (the first worker)")
+    command = add("keda", _keda, "Put KEDA on a running cluster; the first time it is compiled.")
+    add_name(command)
+    command.add_argument("--remove", action="store_true", help="take it off again")
     add_name(add("env", _env, "Print exports to eval: KUBECONFIG, and PATH with the tools."))
     add("build", _build, "Build all that a cluster needs, without starting one.")
     return top
@@ -83,6 +87,17 @@ def _load(options: argparse.Namespace) -> None:
 def _gpus(options: argparse.Namespace) -> None:
     node = Cluster.named(options.name).pretend_gpus(options.count, options.node)
     print(f"{node}: {options.count} pretended GPUs")
+
+
+def _keda(options: argparse.Namespace) -> None:
+    cluster = Cluster.named(options.name)
+    if problem := cluster.problem():
+        raise ClusterError(f"cluster {cluster.name}: {problem}.", "Bring it up first.")
+    keda = Keda.on(cluster, Cache.default())
+    if options.remove:
+        keda.remove()
+    else:
+        keda.install()
 
 
 def _env(options: argparse.Namespace) -> None:

@@ -1,8 +1,8 @@
 """The Go programs of the test cluster, from the module in `images/kind-node/`.
 
 Being one module they share compiled packages: after Kubernetes the others take seconds. (Only
-containerd has a module of its own.) The compiled packages stay in the user's own Go cache; the
-finished programs are kept by the content of their sources, the Go version and the flags.
+containerd and KEDA have modules of their own.) The compiled packages stay in the user's own Go
+cache; the finished programs are kept by the content of their sources, the Go version and the flags.
 """
 
 from __future__ import annotations
@@ -49,6 +49,12 @@ KUBECTL = Program("k8s.io/kubernetes/cmd/kubectl")
 CONTAINERD = tuple(
     Program(f"github.com/containerd/containerd/v2/cmd/{name}", module="containerd")
     for name in ("containerd", "containerd-shim-runc-v2", "ctr")
+)
+
+# A third one, for the same reason. KEDA brings the client of every system that it can ask.
+KEDA = tuple(
+    Program(f"github.com/kedacore/keda/v2/cmd/{name}", module="keda")
+    for name in ("operator", "adapter")
 )
 
 COMPONENT_PROGRAMS = (KUBE, COREDNS, PAUSE, STORAGE)
@@ -157,9 +163,9 @@ class GoBuilder:
         )  # fmt: skip
         aside.replace(self.path(program))
 
-    def module_folder(self, module: str) -> Path:
-        """The folder with the sources of a module that go.mod names."""
-        return Path(json.loads(self._go("mod", "download", "-json", module))["Dir"])
+    def module_folder(self, module: str, place: str = ".") -> Path:
+        """The folder with the sources of a module that the go.mod in `place` names."""
+        return Path(json.loads(self._go("mod", "download", "-json", module, place=place))["Dir"])
 
-    def _go(self, *args: str) -> str:
-        return capture("go", "-C", self.root, *args, env=ENVIRONMENT).stdout
+    def _go(self, *args: str, place: str = ".") -> str:
+        return capture("go", "-C", self.root / place, *args, env=ENVIRONMENT).stdout

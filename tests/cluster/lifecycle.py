@@ -40,6 +40,13 @@ def build(*, extra_steps: Sequence[Step] = (), display: Display | None = None) -
     _run(plan, with_cluster=False, extra_steps=extra_steps, display=display)
 
 
+def extend(steps: Sequence[Step], *, display: Display | None = None) -> None:
+    """Run steps for a cluster that runs already: they may need one another, and no others."""
+    cache = Cache.default()
+    with _workplace(cache):
+        run_steps(steps, logs=cache.logs, display=display or choose_display())
+
+
 def down(
     name: str = DEFAULT_CLUSTER, *, everything: bool = False, stop_engine: bool = False
 ) -> list[str]:
@@ -71,16 +78,23 @@ def _run(
 ) -> None:
     display = display or choose_display()
     cache = plan.cache
-    with _exclusive(cache):
-        shutil.rmtree(cache.scratch, ignore_errors=True)
-        cache.create()
-        cache.scratch.mkdir()
+    with _workplace(cache):
         if not shutil.which("docker") or not engine.answers():
             # Whether an image registry answers decides on the rest, and Docker is what asks it.
             # A plan of its own: this one must not make up its mind before.
             run_steps(replace(plan).engine_steps(), logs=cache.logs, display=display)
         steps = plan.steps() if with_cluster else plan.build_steps()
         run_steps([*steps, *extra_steps], logs=cache.logs, display=display)
+
+
+@contextmanager
+def _workplace(cache: Cache) -> Iterator[None]:
+    """The cache for us alone, with an empty scratch folder."""
+    with _exclusive(cache):
+        shutil.rmtree(cache.scratch, ignore_errors=True)
+        cache.create()
+        cache.scratch.mkdir()
+        yield
         shutil.rmtree(cache.scratch, ignore_errors=True)
 
 

@@ -13,6 +13,8 @@ KIND_VERSION = "v0.33.0"
 HELM_VERSION = "v4.3.1"
 # The one of kind's own node image of this version.
 CONTAINERD_VERSION = "v2.3.4"
+# Only where it is asked for: `python -m tests.cluster keda`.
+KEDA_VERSION = "v2.21.0"
 # The node image that kind of this version takes where an image registry answers.
 KIND_NODE_IMAGE = "kindest/node:v1.37.0"
 

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+from urllib.parse import quote
 
 from assay_operator.inference.observation import ACTIVATOR_STATUS_PORT
 from tests.e2e.clients import CLIENT, Background, run_in_pod
 from tests.kube import Json, Kube, NotYet, wait_for
 
 NAME = "scaled"
+SCALING: Json = {
+    "min": 1,
+    "max": 3,
+    "objectives": {"concurrency": 4},
+    # A replica goes no sooner than one could be started, however short this is.
+    "scaleDownAfter": "20s",
+}
 WAKE_SECONDS = 300.0
 """What an engine may take to start here, beside others."""
 SLEEP_SECONDS = 120.0
@@ -73,6 +81,31 @@ def decision(kube: Kube) -> Json:
     """The latest one about replicas."""
     found: Json = (kube.get("infsvc", NAME) or {})["status"].get("autoscaling") or {}
     return found
+
+
+def written(kube: Kube) -> int:
+    """spec.replicas, as whoever scales the service has written it."""
+    return int((kube.get("infsvc", NAME) or {})["spec"]["replicas"])
+
+
+def wait_same_number(kube: Kube, metric: str, label: str) -> None:
+    """Until an external metric is what the objectives require, as the status has it.
+
+    Args:
+        kube: where the service is.
+        metric: as the HorizontalPodAutoscaler of the service names it.
+        label: of the metric, that has the service's name.
+    """
+    path = (
+        f"/apis/external.metrics.k8s.io/v1beta1/namespaces/{kube.namespace}/{metric}"
+        f"?labelSelector={quote(f'{label}={NAME}', safe='')}"
+    )
+
+    def same() -> bool:
+        [item] = json.loads(kube.kubectl("get", "--raw", path))["items"]
+        return bool(item["value"] == str(decision(kube).get("required")))
+
+    wait_for("the number of the status", same, 30)
 
 
 def wait_scaling(kube: Kube, reason: str, seconds: float = 120) -> Json:

@@ -16,6 +16,7 @@ import pytest
 from tests.e2e.clients import Load, engines
 from tests.e2e.scaling import (
     NAME,
+    SCALING,
     SLEEP_SECONDS,
     WAKE_SECONDS,
     Kept,
@@ -27,17 +28,12 @@ from tests.e2e.scaling import (
     pods,
     points_to,
     wait_phase,
+    wait_same_number,
     wait_scaling,
+    written,
 )
 from tests.kube import Json, Kube, wait_for
 
-SCALING: Json = {
-    "min": 1,
-    "max": 3,
-    "objectives": {"concurrency": 4},
-    # A replica goes no sooner than one could be started, however short this is.
-    "scaleDownAfter": "20s",
-}
 TO_ZERO: Json = {
     "min": 0,
     "max": 1,
@@ -95,11 +91,7 @@ def test_a_real_horizontal_pod_autoscaler_follows_what_the_objectives_require(
     change(scaled, {**SCALING, "min": 2, "driver": "hpa"})
     wait_scaling(scaled, "DriverScales")
     with Load(scaled, NAME, threads=1, pause=0.5) as load:
-
-        def scaled_down() -> bool:
-            return bool((scaled.get("infsvc", NAME) or {})["spec"]["replicas"] == 2)
-
-        wait_for("spec.replicas of 2, by the HPA", scaled_down, HPA_SECONDS, 1)
+        wait_for("spec.replicas of 2, by the HPA", lambda: written(scaled) == 2, HPA_SECONDS, 1)
         wait_for("two engines", lambda: len(engines(scaled, NAME)) == 2, 60)
         load.wait_for_answers(10)
     assert load.failures() == []
@@ -108,16 +100,7 @@ def test_a_real_horizontal_pod_autoscaler_follows_what_the_objectives_require(
 
 
 def test_what_a_horizontal_pod_autoscaler_reads_is_the_services_own_number(scaled: Kube) -> None:
-    path = (
-        f"/apis/external.metrics.k8s.io/v1beta1/namespaces/{scaled.namespace}/"
-        f"assay_required_replicas?labelSelector=service%3D{NAME}"
-    )
-
-    def same() -> bool:
-        [item] = json.loads(scaled.kubectl("get", "--raw", path))["items"]
-        return bool(item["value"] == str(decision(scaled).get("required")))
-
-    wait_for("the number of the status", same, 30)
+    wait_same_number(scaled, "assay_required_replicas", "service")
 
 
 def test_replicas_follow_a_falling_load_without_a_failed_request(scaled: Kube) -> None:

@@ -269,6 +269,17 @@ def test_a_bad_value_is_refused_by_name(cluster: Cluster, values: Json, says: st
     assert says in done.stderr
 
 
+def test_an_api_that_somebody_else_serves_is_not_taken_away(cluster: Cluster) -> None:
+    """As this cluster's release serves external metrics, so may KEDA do."""
+    done = cluster.helm(
+        *("template", RELEASE, CHART, "--namespace", SYSTEM, "--dry-run=server"),
+        *("--set", "metricsApi.enabled=true"),
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "external.metrics.k8s.io is served by assay-system/assay-metrics-api" in done.stderr
+
+
 Rule = tuple[str, str]
 """A verb and RESOURCE.GROUP, with /NAME or /SUBRESOURCE."""
 SUBRESOURCES = ("status", "scale", "exec", "proxy", "token")

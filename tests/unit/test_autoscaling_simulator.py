@@ -36,7 +36,7 @@ from benchmarks.autoscaling.trace import (
 ENGINE = fit.scaled(fit.fitted())
 WORLD = World(ENGINE, start_s=60.0, most=8)
 OBJECTIVE = Objective("4 s, 250 ms", 4.0, 0.25)
-SMALL = replace(ENGINE, chunk=64, most_running=4, kv_tokens=600, warm_s=2.0)
+SMALL = replace(ENGINE, chunk=64, most_running=4, kv_tokens=600, warm_s=2.0, request_s=0.01)
 """Small enough that every limit is met."""
 
 BURST = poisson(lambda at: 10.0 if 300 <= at < 420 else 1.0, 10.0, 900.0, seed=5)
@@ -95,7 +95,7 @@ def one_by_one(engine: Engine, trace: Trace, warm_at: float) -> list[tuple[float
             waiting.pop(0)
         factor = engine.warm_factor if now < warm_at else 1.0
         if batch:
-            now += engine.prefill(batch) * factor
+            now += engine.prefill(batch, len(done)) * factor
             for index in done:
                 first[index] = now
                 running.append([index, 1])

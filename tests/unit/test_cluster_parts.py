@@ -17,7 +17,8 @@ from tests.cluster.cluster import Cluster
 from tests.cluster.engine import CAP_SYS_RESOURCE, has_capability
 from tests.cluster.errors import ClusterError
 from tests.cluster.files import content_key, write_text
-from tests.cluster.gobuild import COREDNS, KUBE, GoBuilder, build_flags
+from tests.cluster.gobuild import COREDNS, KEDA, KUBE, NODE_PROGRAMS, GoBuilder, build_flags
+from tests.cluster.keda import Keda, adapted, other_server
 from tests.cluster.kindconfig import render
 from tests.cluster.nodeimage import component_of, pause_image
 from tests.cluster.plan import CLUSTER, KIND, NODE, Plan
@@ -131,6 +132,7 @@ def test_parse_version_of_nonsense() -> None:
         ("sigs.k8s.io/kind", settings.KIND_VERSION, "go.mod"),
         ("helm.sh/helm/v4", settings.HELM_VERSION, "go.mod"),
         ("github.com/containerd/containerd/v2", settings.CONTAINERD_VERSION, "containerd/go.mod"),
+        ("github.com/kedacore/keda/v2", settings.KEDA_VERSION, "keda/go.mod"),
     ],
 )
 def test_go_modules_have_the_pinned_versions(module: str, version: str, file: str) -> None:
@@ -167,6 +169,41 @@ def test_plan_is_a_graph_that_ends_in_the_cluster(tmp_path: Path, builds: bool) 
     assert (NODE in names) is builds
 
 
+@pytest.mark.parametrize("builds", [True, False])
+def test_nobody_pays_for_keda_who_does_not_ask(tmp_path: Path, builds: bool) -> None:
+    plan = Plan(Cache(tmp_path), "t", 1)
+    plan.__dict__["builds_node_image"] = builds
+    assert not set(KEDA) & {*plan.programs, *NODE_PROGRAMS}
+    steps = Keda.on(plan.cluster, plan.cache).steps()
+    assert len(order(steps)) == len(steps), "they need no step of the cluster's"
+    assert not set(order(steps)) & set(order(plan.steps()))
+
+
+@pytest.mark.parametrize(
+    ("service", "told"),
+    [
+        ({"namespace": "assay-system", "name": "api"}, "assay-system/api"),
+        ({"namespace": "keda", "name": "keda-metrics-apiserver"}, ""),
+        (None, ""),
+    ],
+)
+def test_keda_takes_external_metrics_from_nobody(service: dict[str, str] | None, told: str) -> None:
+    assert other_server({"spec": {"service": service}}) == told
+    assert other_server(None) == ""
+
+
+def test_kedas_manifests_get_the_image_that_is_on_the_nodes() -> None:
+    account = {"kind": "ServiceAccount", "metadata": {"name": "keda-operator"}}
+    container = {"name": "keda", "image": "there/keda:main", "imagePullPolicy": "Always"}
+    pods = {"spec": {"containers": [container]}}
+    deployment = {"kind": "Deployment", "spec": {"replicas": 1, "template": pods}}
+    [first, second] = adapted([account, deployment], "here/keda:1")
+    assert first == account
+    assert second["spec"]["template"]["spec"]["containers"] == [
+        {**container, "image": "here/keda:1", "imagePullPolicy": "IfNotPresent"}
+    ]
+
+
 def test_cluster_paths_follow_from_the_name(tmp_path: Path) -> None:
     cluster = Cluster.named("x", Cache(tmp_path))
     assert cluster.kubeconfig == tmp_path / "clusters" / "x" / "kubeconfig"
@@ -182,7 +219,9 @@ def test_capture_tells_command_and_stderr() -> None:
     assert capture("cat", input="in").stdout == "in"
 
 
-@pytest.mark.parametrize("command", ["up", "down", "status", "load", "gpus", "env", "build"])
+@pytest.mark.parametrize(
+    "command", ["up", "down", "status", "load", "gpus", "keda", "env", "build"]
+)
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         parser().parse_args([command, "--help"])

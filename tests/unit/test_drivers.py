@@ -15,7 +15,7 @@ from assay_operator.health import application
 from assay_operator.inference.observation import Observation
 from assay_operator.inference.planner import plan
 from assay_operator.metrics_api import GROUP_VERSION, MetricsApi
-from assay_operator.plan import Json, Plan, Ref, ref
+from assay_operator.plan import MANAGED_BY_LABEL, OWNER_LABEL, Json, Plan, Ref, ref
 from tests.unit.worlds import NOW, pod, service, serving
 
 CONFIG = OperatorConfig(metricsUrl="http://assay-operator.assay-system.svc:8080")
@@ -69,6 +69,12 @@ class TestObjects:
             "targetValue": "1",
         }
 
+    def test_kedas_own_autoscaler_is_not_taken_for_ours(self) -> None:
+        """KEDA copies a ScaledObject's labels, but for those that it is told to leave."""
+        marks = child(decide(world("keda")), KEDA)["metadata"]["annotations"]
+        left = marks["scaledobject.keda.sh/hpa-excluded-labels"].split(",")
+        assert set(left) == {MANAGED_BY_LABEL, OWNER_LABEL}
+
     def test_either_takes_replicas_away_as_hesitantly_as_the_spec_says(self) -> None:
         said = {"scaleDownAfter": "2m"}
         behavior = {"scaleDown": {"stabilizationWindowSeconds": 120}}
@@ -107,6 +113,20 @@ class TestConditions:
         found = active(decide(seen))
         assert (found["status"], found["reason"]) == ("True", "DriverScales")
         assert active(decide(world("hpa")))["reason"] == "DriverStarting"
+
+    def test_a_keda_that_does_not_run_scales_nothing(self) -> None:
+        seen = world("keda", children={**world("keda").children, KEDA: {"spec": {}}})
+        found = active(decide(seen))
+        assert (found["status"], found["reason"]) == ("Unknown", "DriverStarting")
+        ready = {"conditions": [{"type": "Ready", "status": "True"}]}
+        seen = world("keda", children={**world("keda").children, KEDA: {"status": ready}})
+        assert active(decide(seen))["reason"] == "DriverScales"
+
+    def test_an_hpa_without_its_metric_is_told_who_serves_it(self) -> None:
+        said = {"type": "ScalingActive", "status": "False", "reason": "FailedGetExternalMetric"}
+        children = {**world("hpa").children, HPA: {"status": {"conditions": [said]}}}
+        message = active(decide(world("hpa", children=children)))["message"]
+        assert "metricsApi.enabled" in message and "use driver keda or builtin" in message
 
     @pytest.mark.parametrize(
         ("name", "kind", "reason"),

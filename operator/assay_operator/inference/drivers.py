@@ -14,7 +14,7 @@ from assay_operator.conditions import Verdict
 from assay_operator.config import OperatorConfig
 from assay_operator.inference.objects import Identity
 from assay_operator.inference.observation import Observation
-from assay_operator.plan import Json, Ref
+from assay_operator.plan import MANAGED_BY_LABEL, OWNER_LABEL, Json, Ref
 
 REQUIRED_METRIC = "assay_required_replicas"
 SERVICE_LABEL = "service"
@@ -25,6 +25,9 @@ _SINGLE = "1"
 _COOL_DOWN_SECONDS = 30
 """KEDA's own wait before the last replica goes, after ours."""
 _POLL_SECONDS = 5
+_EXCLUDED_LABELS = "scaledobject.keda.sh/hpa-excluded-labels"
+"""Annotation: labels that KEDA does not copy to the HorizontalPodAutoscaler that it makes."""
+_NO_METRIC = "FailedGetExternalMetric"
 _NOT_SERVED = ("could not find the requested resource", "404 page not found")
 """What API servers say of a kind: of one that a group of theirs lacks, and of a group they lack."""
 
@@ -93,7 +96,11 @@ def _scaled_object(metadata: Json, target: Json, url: str, scaling: Autoscaling)
     return {
         "apiVersion": "keda.sh/v1alpha1",
         "kind": KINDS["keda"],
-        "metadata": metadata,
+        # By these we would take it for ours.
+        "metadata": {
+            **metadata,
+            "annotations": {_EXCLUDED_LABELS: f"{MANAGED_BY_LABEL},{OWNER_LABEL}"},
+        },
         "spec": {
             "scaleTargetRef": target,
             "minReplicaCount": scaling.min,
@@ -133,18 +140,37 @@ def driver_verdict(observation: Observation, driver: str, config: OperatorConfig
     child = observation.children.get(what)
     if child is None:
         return Verdict(None, "DriverStarting", f"{what.kind} {what.name} is being created.")
-    for condition in (child.get("status") or {}).get("conditions") or ():
+    return _told(driver, what, child)
+
+
+def _told(driver: str, what: Ref, child: Json) -> Verdict:
+    """What an autoscaler that is there says of itself."""
+    conditions = (child.get("status") or {}).get("conditions") or ()
+    if driver == "keda" and not conditions:
+        return Verdict(
+            None,
+            "DriverStarting",
+            f"KEDA has not said anything of {what.kind} {what.name} yet. Does it run?",
+        )
+    for condition in conditions:
         if condition["type"] in {"AbleToScale", "ScalingActive", "Ready"} and (
             condition["status"] == "False"
         ):
-            return Verdict(
-                False,
-                "DriverFails",
-                f"{what.kind} {what.name} says {condition.get('reason')}: "
-                f"{condition.get('message')}",
-            )
+            said = f"{condition.get('reason')}: {condition.get('message')}"
+            advice = _advice(driver, condition.get("reason"))
+            return Verdict(False, "DriverFails", f"{what.kind} {what.name} says {said}{advice}")
     return Verdict(
         True,
         "DriverScales",
         f"{what.kind} {what.name} sets spec.replicas by what the objectives require.",
+    )
+
+
+def _advice(driver: str, reason: str | None) -> str:
+    """What helps where an autoscaler's own words do not say it."""
+    if (driver, reason) != ("hpa", _NO_METRIC):
+        return ""
+    return (
+        ". The metric comes from this operator with metricsApi.enabled in its chart's values. "
+        "Where KEDA or another adapter serves external.metrics.k8s.io, use driver keda or builtin."
     )

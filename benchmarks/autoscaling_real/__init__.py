@@ -1,0 +1,1 @@
+"""One trace against a real service that scales itself, and the same in the simulator."""
