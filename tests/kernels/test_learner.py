@@ -19,11 +19,16 @@ from tests.trainer.models import batch, job, policy, sequences
 MADE = batch(seed=1, groups=3, size=2, unjudged=1, same=1)
 FUSED: dict[str, Any] = {"trainer__kernels": "fused"}
 EXACT: dict[str, Any] = {"trainer__deterministic": True, "trainer__kernels": "auto"}
-KINDS = {"fused": FUSED, "deterministic": EXACT}
 OF_TIME = {"seconds/train", "tokens/passed"}
 SMALL: dict[str, Any] = {"num_hidden_layers": 1}
 
-every_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+in_float32 = pytest.mark.skipif(
+    DEVICE.type == "cuda",
+    reason="a GPU computes it in bf16 only, with heads of 128: gpu_true_on_policy.py",
+)
+every_kind = pytest.mark.parametrize(
+    "kind", [FUSED, pytest.param(EXACT, marks=in_float32)], ids=["fused", "deterministic"]
+)
 
 
 def learner(**changes: Any) -> Learner:
@@ -53,7 +58,9 @@ def alike(made: Learner, told: dict[str, float], other: Learner, again: dict[str
         *((FUSED, changes) for changes in OBJECTIVES.values()),
         (FUSED, {"rollout__temperature": 0.7}),
         # Here log-probs and entropies come in another way, and their gradients; the loss does not.
-        (EXACT, {**OBJECTIVES["entropy"], "rollout__temperature": 0.7}),
+        pytest.param(
+            EXACT, {**OBJECTIVES["entropy"], "rollout__temperature": 0.7}, marks=in_float32
+        ),
     ],
     ids=[*OBJECTIVES, "temperature", "deterministic"],
 )
@@ -109,6 +116,7 @@ def test_metrics_tell_how_often_each_kernel_ran_in_a_step() -> None:
     assert not any(name.startswith("kernels/") for name in learner().learn(MADE))
 
 
+@in_float32
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
 def test_the_deterministic_model_says_what_the_plain_one_says(kind: str) -> None:
     pairs = sequences(groups=2)
@@ -136,4 +144,4 @@ def test_a_model_whose_operations_are_not_known_is_refused_with_the_reason(
     changes: dict[str, Any], what: str
 ) -> None:
     with pytest.raises(KernelError, match=what):
-        Learner(job(**EXACT), World(device=DEVICE), policy(**changes))
+        Learner(job(**EXACT, trainer__precision="bf16"), World(device=DEVICE), policy(**changes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import time
@@ -129,11 +130,11 @@ def test_a_forked_scheduler_installs_the_ops_and_publishes_them_as_its_own(
     assert record.ops["sampler"].installed and record.hardened
 
 
-async def test_the_process_that_serves_answers_for_itself_and_for_them(
+def test_the_process_that_serves_answers_for_itself_and_for_them(
     children: tuple[int, int], program: Routes, tmp_path: Path
 ) -> None:
     told(tmp_path, 1)
-    answer = await program.answers["/assay/kernels"]()
+    answer = asyncio.run(program.answers["/assay/kernels"]())
     assert answer["active"] and answer["hardened"]
     assert {each["pid"]: each["role"] for each in answer["processes"]} == {
         os.getpid(): "http",

@@ -19,6 +19,7 @@ from assay_kernels.qk_norm_rope import reference as heads
 from assay_kernels.rms_norm import reference as norms
 from assay_kernels.sampler import reference as samples
 from assay_kernels.silu_mul import reference as gates
+from tests.kernels.heads import DEVICE
 
 
 def norm(width: int, **more: Any) -> SimpleNamespace:
@@ -201,13 +202,13 @@ def test_attention_of_another_kind_stays_sglangs(
 
 def test_products_run_on_the_op_where_its_kernel_does() -> None:
     """Where it does not they stay SGLang's: the reference is a torch.mm, which SGLang replaces."""
-    calls, a, weight = Calls(), rows(3, 8), rows(5, 8, seed=1)
+    calls, a, weight = Calls(), rows(3, 8).to(DEVICE), rows(5, 8, seed=1).to(DEVICE)
     persistent, to_dtype = (patch.around for patch in sglang_layers.matmul(calls))
     torch.testing.assert_close(persistent(stock, a, weight.t()), a @ weight.t())
     torch.testing.assert_close(to_dtype(stock, a, weight.t(), torch.float32), a @ weight.t())
     assert persistent(stock, a.double(), weight.double().t()) == "stock"
-    assert persistent(stock, a, weight.t(), rows(3, 5)) == "stock"
-    assert persistent(stock, rows(0, 8), weight.t()) == "stock"
+    assert persistent(stock, a, weight.t(), rows(3, 5).to(DEVICE)) == "stock"
+    assert persistent(stock, a[:0], weight.t()) == "stock"
     assert to_dtype(stock, a, weight.t(), torch.float16) == "stock"
     assert calls.reasons() == {
         "x is torch.float64": 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import math
 from dataclasses import replace
 from itertools import accumulate, pairwise
@@ -108,6 +109,8 @@ def test_the_number_is_within_its_bounds_and_is_told(policy: Policy, seen: list[
         told = decision.record
         assert json.loads(json.dumps(told, allow_nan=False)) == told
         assert told["replicas"] == decision.replicas
+        assert not any(re.search(r"\b(nan|inf)\b", said) for said in told["changes"])
+        assert not re.search(r"\b(nan|inf)\b", told["message"] + told["formula"])
 
 
 @settings(max_examples=40, deadline=None)

@@ -226,7 +226,7 @@ def test_remedies_name_the_fields_of_a_job() -> None:
     cluster.until_pods()
     for pods, find in (
         (cluster.trainer_pods, lambda pods: getattr(gang_failure(pods, START), "failure", None)),
-        (cluster.component("engine"), lambda pods: engine_failure(pods, START)),
+        (cluster.component("engine"), lambda pods: engine_failure(pods, {}, START)),
     ):
         for message in (
             "0/3 nodes: 3 Insufficient nvidia.com/gpu, didn't match node selector",

@@ -151,9 +151,11 @@ def _changes(found: Findings) -> list[str]:
     if replicas == 0:
         return ["with the first request one replica"]
     by_requests = math.isfinite(found.goals.concurrency)
-    each = found.load.under_way / found.load.rate if found.load.rate else 1.0
+    # Where nothing is under way, how long a request is so is not known: then by their number alone.
+    known = bool(found.load.rate and found.load.under_way)
+    each = found.load.under_way / found.load.rate if known else 1.0
     unit = Load(
-        0.0 if not found.load.rate and by_requests else 1.0,
+        0.0 if by_requests and not known else 1.0,
         found.load.prompt_tokens,
         found.load.output_tokens,
         each if by_requests else 0.0,
