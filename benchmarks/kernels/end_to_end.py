@@ -185,6 +185,9 @@ def main(arguments: Sequence[str]) -> int:
     serve(options, load, folder, found)
     generate(options, load, found)
     raw: Json = {"speeds": found.speeds, "kernels": found.kernels, "failures": found.failures}
+    # Folders are nobody else's.
+    folders = {str(options.model): "MODEL", str(options.logs): "LOGS"}
+    words = [folders.get(word, word) for word in arguments]
     name = "kernels_end_to_end" if load.top_p >= 1 else "kernels_end_to_end_top_p"
     write(
         name,
@@ -193,7 +196,7 @@ def main(arguments: Sequence[str]) -> int:
         notes=notes(found, load, options.apart),
         about=f"{about()}, {python_versions('sglang', 'transformers')}",
         raw=raw,
-        command=f"python -m benchmarks.kernels.end_to_end {' '.join(arguments)}",
+        command=f"python -m benchmarks.kernels.end_to_end {' '.join(words)}",
     )
     return 1 if found.failures else 0
 
