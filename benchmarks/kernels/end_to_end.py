@@ -112,7 +112,7 @@ def notes(found: Found, load: Load, apart: bool) -> list[str]:
     filters = "without filters" if load.top_p >= 1 else f"top-p {load.top_p}"
     said = [
         f"Random prompts of {load.prompt} tokens, answers of {load.output}, temperature 1, "
-        f"{filters}; twice as many requests as are in flight. Weights of a Qwen3-0.6B's shape, "
+        f"{filters}; twice as many requests as are in flight, at least 16. Weights of a Qwen3-0.6B's shape, "
         "at random.",
         f"{how} FA3, CUDA graphs for decoding; normal mode samples by SGLang's PyTorch backend, "
         "which without filters is what its flashinfer backend does too.",
@@ -141,8 +141,9 @@ def serve(options: argparse.Namespace, load: Load, folder: Path, found: Found) -
                     say(f"{server.engine.name}: warming up")
                     tokens_a_second(server.url, load, max(options.concurrency), 0)
                 for turn in range(options.rounds):
+                    first = turn % len(servers)
                     for many in options.concurrency:
-                        for server in servers if turn % 2 == 0 else servers[::-1]:
+                        for server in servers[first:] + servers[:first]:
                             speed = tokens_a_second(server.url, load, many, 1 + turn)
                             say(f"{server.engine.name}, {many} at a time: {speed:,.0f}")
                             found.note(server.engine.name, many, speed)

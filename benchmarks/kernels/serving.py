@@ -30,6 +30,8 @@ ARGUMENTS = (
     *("--host", "127.0.0.1", "--dtype", "bfloat16", "--attention-backend", "fa3"),
     *("--disable-prefill-cuda-graph", "--sleep-on-idle", "--skip-server-warmup"),
 )
+_LEAST = 16
+"""One or two requests are over before the machine's moods even out."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ class Load:
     top_p: float = 1.0
 
     def requests(self, concurrency: int) -> int:
-        """How many: enough for two full rounds of all slots."""
-        return 2 * concurrency
+        """How many: two full rounds of all slots, and enough for some seconds."""
+        return max(2 * concurrency, _LEAST)
 
 
 @dataclass(frozen=True)
