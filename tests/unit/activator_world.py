@@ -175,7 +175,7 @@ async def world(workers: bool = False, **settings: Any) -> AsyncIterator[World]:
     made = Settings(f"http://127.0.0.1:{router.port}", MODEL, **settings)
     leaving = asyncio.Event()
     async with proxying(made) as proxy, aiohttp.ClientSession() as session:
-        runners = front(proxy), back(proxy, leaving)
+        runners = front(proxy, made.finish_seconds), back(proxy, leaving)
         urls = []
         for runner in runners:
             await runner.setup()

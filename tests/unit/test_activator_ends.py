@@ -156,6 +156,24 @@ async def test_one_that_is_told_to_end_finishes_answers_under_way(awake: World) 
     await leaving
 
 
+async def test_answers_under_way_have_as_long_as_it_was_told_and_not_as_aiohttp_gives_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    short = 0.01
+    monkeypatch.setitem(web.BaseRunner.__init__.__kwdefaults__, "shutdown_timeout", short)
+    async with world(workers=True, finish_seconds=SOON) as made:
+        stream = Stream(made)
+        async with made.session.post(made.url + CHAT, data=b"{}") as answer:
+            await answer.content.readline()
+            leaving = asyncio.create_task(made.leave(SOON))
+            await until(lambda: is_closed(made.url))
+            # It waits once for the handler, and once more after it was cancelled.
+            await asyncio.sleep(5 * short)
+            stream.more.set()
+            assert await answer.content.read() == b"\ndata: 2\n\n"
+        await leaving
+
+
 async def test_shortly_before_its_end_those_that_wait_are_told_to_ask_again(
     at_zero: World,
 ) -> None:

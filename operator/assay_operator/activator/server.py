@@ -39,8 +39,8 @@ async def proxying(settings: Settings) -> AsyncIterator[Proxy]:
         yield Proxy(settings, session)
 
 
-def front(proxy: Proxy) -> web.ServerRunner:
-    """What clients reach."""
+def front(proxy: Proxy, finish_seconds: float) -> web.ServerRunner:
+    """What clients reach. At its end answers under way have `finish_seconds`."""
     server = web.Server(
         proxy.handle,
         # A client that goes takes its request along.
@@ -51,7 +51,8 @@ def front(proxy: Proxy) -> web.ServerRunner:
         max_line_size=_LONGEST_LINE,
         max_field_size=_LONGEST_LINE,
     )
-    return web.ServerRunner(server, access_log=None)
+    # By itself aiohttp cancels what still runs after twice its default of a minute.
+    return web.ServerRunner(server, access_log=None, shutdown_timeout=finish_seconds)
 
 
 def back(proxy: Proxy, leaving: asyncio.Event) -> web.AppRunner:
@@ -103,7 +104,7 @@ async def run(settings: Settings, port: int, status_port: int) -> None:
     for sign in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(sign, leaving.set)
     async with proxying(settings) as proxy:
-        clients, watchers = front(proxy), back(proxy, leaving)
+        clients, watchers = front(proxy, settings.finish_seconds), back(proxy, leaving)
         for runner, number in ((clients, port), (watchers, status_port)):
             await runner.setup()
             await web.TCPSite(runner, None, number).start()
