@@ -92,8 +92,13 @@ def launch_line(engine_env: EngineEnv, port: int, *extra: str) -> list[str]:
 def launch_environment(engine_env: EngineEnv, folder: Path, model: Path) -> dict[str, str]:
     pointer = folder / "pointer.json"
     pointer.write_text(json.dumps({"path": str(model), "version": VERSION}))
-    return engine_env.environment(
+    # The profile's folder is for a pod, which has one engine.
+    profile = {
         **resolve("auto", "cpu", "throughput", None).env,
+        "ASSAY_KERNELS_DIR": str(folder / "kernels"),
+    }
+    return engine_env.environment(
+        **profile,
         ASSAY_POINTER=str(pointer),
         ASSAY_TERMINATION_LOG=str(folder / "termination-log"),
         HOME=str(folder),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,6 +73,11 @@ def test_an_engine_whose_scheduler_has_every_op_is_active() -> None:
             [FIRST, replace(SECOND, ops={"sampler": OpRecord(False, "SGLang 9 is unknown")})],
             "sampler is not installed in process 12: SGLang 9 is unknown",
         ),
+        (
+            replace(ENGINE, schedulers=2),
+            [FIRST, replace(SECOND, ops={})],
+            "process 12 has published no op",
+        ),
     ],
 )
 def test_anything_less_is_not_active_and_says_why(
@@ -102,11 +105,27 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert active.read(tmp_path) == [own]
 
 
-def test_the_record_of_a_process_that_has_ended_does_not_count(tmp_path: Path) -> None:
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    active.write(tmp_path, replace(FIRST, pid=ended.pid))
+@pytest.fixture
+def ended() -> int:
+    """The id of a process that is no longer there."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_the_record_of_a_process_that_has_ended_does_not_count(tmp_path: Path, ended: int) -> None:
+    active.write(tmp_path, replace(FIRST, pid=ended))
     assert active.read(tmp_path) == []
+
+
+def test_an_engine_that_starts_deletes_records_of_ended_schedulers_and_no_other(
+    tmp_path: Path, ended: int
+) -> None:
+    """Two engines may share a folder, as may an engine and the one whose container it replaces."""
+    for pid in (ended, os.getpid(), os.getppid()):
+        active.write(tmp_path, replace(FIRST, pid=pid))
+    active.forget_ended(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [f"scheduler-{os.getppid()}.json"]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"pid": 1, "ops": {"a": {"x": 1}}}'])
@@ -115,22 +134,30 @@ def test_what_is_no_record_does_not_count(tmp_path: Path, content: str) -> None:
     assert active.read(tmp_path) == []
 
 
-def test_a_record_that_changes_is_published_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(active, "EVERY_SECONDS", 0.01)
-    counted = iter(range(10**9))
+def test_a_record_that_changes_is_published_again(tmp_path: Path) -> None:
+    first = replace(FIRST, pid=os.getpid())
+    later = replace(first, ops={"sampler": replace(RUNS, fused=8)})
+    last = active.publish(tmp_path, first, None)
+    assert active.read(tmp_path) == [first]
+    assert active.publish(tmp_path, later, last) == later
+    assert active.read(tmp_path) == [later]
+
+
+def test_a_record_that_somebody_deleted_is_published_again(tmp_path: Path) -> None:
     own = replace(FIRST, pid=os.getpid())
+    last = active.publish(tmp_path, own, None)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    active.publish(tmp_path, own, last)
+    assert active.read(tmp_path) == [own]
 
-    def record() -> ProcessRecord:
-        return replace(own, ops={"sampler": replace(RUNS, fused=next(counted))})
 
-    active.keep_writing(tmp_path, record)
-    seen: set[int] = set()
-    deadline = time.monotonic() + 30
-    while len(seen) < 3 and time.monotonic() < deadline:
-        seen |= {each.ops["sampler"].fused for each in active.read(tmp_path)}
-    assert len(seen) >= 3
+def test_a_record_that_could_not_be_written_is_tried_again(tmp_path: Path) -> None:
+    own, folder = replace(FIRST, pid=os.getpid()), tmp_path / "later"
+    last = active.publish(folder, own, None)
+    folder.mkdir()
+    active.publish(folder, own, last)
+    assert active.read(folder) == [own]
 
 
 def test_kernels_are_stock_unless_they_are_asked_for() -> None:
@@ -158,7 +185,3 @@ def test_a_scheduler_is_told_by_the_function_that_it_begins_with() -> None:
     place = run_scheduler_process(1, 0, None)
     assert (place.role, place.rank) == ("scheduler", {"tp": 1, "pp": 0, "dp": 0})
     assert place_of_caller().role == "http"
-
-
-def test_the_answer_is_json() -> None:
-    assert json.loads(json.dumps(active.report(ENGINE, [FIRST])))["active"] is True

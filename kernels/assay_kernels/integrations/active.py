@@ -108,6 +108,8 @@ def inactive(engine: Engine, processes: Iterable[ProcessRecord]) -> str:
             "they installed"
         )
     for process in schedulers:
+        if not process.ops:
+            return f"process {process.pid} has published no op"
         for name, op in sorted(process.ops.items()):
             if not op.installed:
                 return f"{name} is not installed in process {process.pid}: {op.why_not}"
@@ -120,10 +122,26 @@ def write(folder: Path, record: ProcessRecord) -> None:
     Raises:
         OSError: the folder cannot be written.
     """
-    path = folder / f"{record.role}-{record.pid}.json"
+    path = _path(folder, record.role, record.pid)
     aside = path.with_suffix(".part")
     aside.write_text(json.dumps(asdict(record)), encoding="utf-8")
     aside.replace(path)
+
+
+def _path(folder: Path, role: str, pid: int) -> Path:
+    return folder / f"{role}-{pid}.json"
+
+
+def forget_ended(folder: Path) -> None:
+    """Deletes records of schedulers that are no longer there; for a process that is none itself.
+
+    A process that lives in another pid namespace looks ended from here: it writes its own again.
+    """
+    for path in folder.glob(f"{SCHEDULER}-*.json"):
+        pid = path.stem.removeprefix(f"{SCHEDULER}-")
+        # A container that starts again may give this process the id that a scheduler had.
+        if pid.isdecimal() and (int(pid) == os.getpid() or not _alive(int(pid))):
+            path.unlink(missing_ok=True)
 
 
 def read(folder: Path) -> list[ProcessRecord]:
@@ -151,8 +169,28 @@ def _alive(pid: int) -> bool:
     return True
 
 
+def publish(folder: Path, found: ProcessRecord, last: ProcessRecord | None) -> ProcessRecord | None:
+    """Writes a record that is another than the last one, or that somebody deleted.
+
+    Args:
+        folder: of the records.
+        found: the record as it is now.
+        last: what this returned before; None at first.
+
+    Returns:
+        What was written last; None where the folder cannot be written just now.
+    """
+    if found == last and _path(folder, found.role, found.pid).exists():
+        return last
+    try:
+        write(folder, found)
+    except OSError:
+        return None
+    return found
+
+
 def keep_writing(folder: Path, record: Callable[[], ProcessRecord]) -> None:
-    """Publishes a record, and again whenever it changes, at most once a second, from a thread.
+    """Publishes a record as it changes, at most once a second, from a thread.
 
     A folder that cannot be written for a while leaves the last record in place. The thread is this
     process's: one that is forked from it publishes nothing before it calls this itself.
@@ -163,12 +201,6 @@ def keep_writing(folder: Path, record: Callable[[], ProcessRecord]) -> None:
         # Hooks are applied right after a plugin returns: the first record waits for that.
         while True:
             time.sleep(EVERY_SECONDS)
-            found = record()
-            if found != last:
-                try:
-                    write(folder, found)
-                    last = found
-                except OSError:
-                    last = None
+            last = publish(folder, record(), last)
 
     threading.Thread(target=run, name="assay-kernels", daemon=True).start()

@@ -66,8 +66,7 @@ def install() -> None:
     if place.role == SCHEDULER:
         install_in_scheduler(place, folder, kernels)
     elif place.role == HTTP:
-        for stale in folder.glob(f"{SCHEDULER}-*.json"):
-            stale.unlink(missing_ok=True)
+        active.forget_ended(folder)
         load_again_in_forks()
         install_in_http(place, folder, kernels)
 
