@@ -156,6 +156,17 @@ def test_nothing_is_said_of_kernels_before_an_engine_has() -> None:
     assert (active["status"], active["reason"]) == ("Unknown", "NoEngine")
 
 
+def test_that_all_run_them_is_said_once_all_have_told() -> None:
+    three = [engine(name, f"10.0.0.{at}") for at, name in enumerate("abc")]
+    active = condition(decide(world(*three, says={"a": RUNS, "b": None})), "KernelsActive")
+    assert (active["status"], active["reason"]) == ("Unknown", "Starting")
+    assert "1 of 3" in active["message"]
+    active = condition(decide(world(*three, says=dict.fromkeys("abc", RUNS))), "KernelsActive")
+    assert (active["status"], active["reason"]) == ("True", "Fused")
+    one_lacks = world(*three, says={"a": RUNS, "b": LACKS})
+    assert condition(decide(one_lacks), "KernelsActive")["status"] == "False", "one is enough"
+
+
 def test_a_service_with_stock_kernels_is_not_told_of_kernels() -> None:
     made = decide(serving(engine("a", kernels="stock"), probes={"uid-a": GOOD}))
     assert condition(made, "Ready")["reason"] == "Serving"
@@ -186,6 +197,34 @@ def test_a_template_whose_pods_lack_them_replaces_no_more_of_those_that_serve() 
     assert "paused" not in deployment(mended), "another template may be the remedy"
     late = decide(world(old, new, says={"old": None, "new": RUNS}))
     assert "paused" not in deployment(late)
+
+
+@pytest.mark.parametrize("silence", [{}, {"new": Probe(error="/assay/kernels: no answer")}])
+@pytest.mark.parametrize("paused", [True, False])
+def test_an_operator_that_comes_back_leaves_the_pause_as_it_is_until_new_pods_have_told(
+    silence: Mapping[str, Probe], paused: bool
+) -> None:
+    """What they told the operator before is lost with it."""
+    old = engine("old", kernels="stock")
+    mark = mark_of(decide(world(old, says={"old": None})))
+    new = engine("new", "10.0.0.2", mark=mark)
+    stands = {"replicas": 1, **({"paused": True} if paused else {})}
+    there = {Ref("Deployment", "solver-engine"): {"spec": stands}}
+
+    def after(seen: Observation) -> Plan:
+        return decide(replace(seen, children={**seen.children, **there}))
+
+    quiet = world(old, new, says={"old": None})
+    quiet = replace(
+        quiet, probes={**quiet.probes, **{f"uid-{name}": said for name, said in silence.items()}}
+    )
+    assert deployment(after(quiet)).get("paused", False) is paused
+    assert deployment(after(world(old, new, says={"old": None, "new": LACKS})))["paused"] is True
+    assert "paused" not in deployment(after(world(old, new, says={"old": None, "new": RUNS})))
+
+    stock = {"engine": {"accelerator": "cpu", "kernels": "stock"}}
+    mended = replace(quiet, service=service({**stock, "replicas": 2}))
+    assert "paused" not in deployment(after(mended)), "another template may be the remedy"
 
 
 # --- Replicas that follow the load ------------------------------------------------------------

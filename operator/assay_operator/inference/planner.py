@@ -52,9 +52,9 @@ from assay_operator.inference.scaling import fleet_size, scene, wanted
 from assay_operator.inference.scaling_status import Told, tell
 from assay_operator.inference.targets import Choice, choose, suite_missing
 from assay_operator.inference.targets_case import digest_of
-from assay_operator.inference.templates import is_spoilt
+from assay_operator.inference.templates import is_held
 from assay_operator.inference.trials import Trial, results, scores, trial_objects
-from assay_operator.plan import Action, Json, Load, Plan, Restart
+from assay_operator.plan import Action, Json, Load, Plan, Ref, Restart
 
 SETTLED_SECONDS = 30.0
 """How often a service in order is looked at: nothing tells us that an engine stopped answering."""
@@ -164,6 +164,7 @@ class _Planner:
         facts = self._facts(made, rollout, notes, group, found, told=told, move=move)
         status = report.status(self.observation, facts, self.now)
         trial = Trial(self.identity, self.spec, self.config, self.profile, template)
+        there = self.observation.children.get(Ref("Deployment", self.identity.engine))
         return Plan(
             objects=(
                 *desired(
@@ -176,7 +177,7 @@ class _Planner:
                     workers=document,
                     move=move,
                     surge=made.surge,
-                    halted=made.halted or is_spoilt(self.observation, template),
+                    halted=made.halted or is_held(self.observation, template, there),
                 ),
                 *driver_objects(self.identity, self.asked, self.config),
                 *trial_objects(

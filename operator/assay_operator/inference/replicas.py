@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from assay_operator.inference.failures import Failure, kernels_failure, pod_failure
+from assay_operator.inference.kernels import asks_for_fused
 from assay_operator.inference.objects import (
     VERSION_ANNOTATION,
     WORKERS_ANNOTATION,
@@ -106,6 +107,12 @@ def lacks_kernels(observation: Observation, pod: Json) -> bool:
     """Whether an engine says that it does not run the kernels that it was asked to run."""
     probe = observation.probes.get(pod["metadata"]["uid"])
     return bool(probe and probe.kernels and not probe.kernels.active)
+
+
+def owes_kernels(observation: Observation, pod: Json) -> bool:
+    """Whether an engine that was asked to run kernels has not told whether it does."""
+    probe = observation.probes.get(pod["metadata"]["uid"])
+    return asks_for_fused(pod) and not (probe and probe.kernels)
 
 
 def annotation(item: Json, key: str) -> str | None:

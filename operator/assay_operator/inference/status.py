@@ -301,8 +301,9 @@ def _kernels_active(observation: Observation) -> Verdict:
             return Verdict(False, "KernelsInactive", f"{place_of(pod)}: {kernels.why_not}.")
     if not asked:
         return Verdict(None, "NoEngine", "There is no engine that was asked to run them.")
-    if not told:
-        return Verdict(None, "Starting", "No engine has told yet.")
+    if len(told) < len(asked):
+        message = f"{len(told)} of {len(asked)} engines have told that they run them."
+        return Verdict(None, "Starting", message)
     ops = sorted({op for _, kernels in told for op in kernels.ops})
     releases = sorted({kernels.release for _, kernels in told})
     message = f"{len(told)} of {len(asked)} engines run {', '.join(ops)} ({'; '.join(releases)})."
