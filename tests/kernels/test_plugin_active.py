@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import subprocess
 import sys
@@ -174,6 +175,25 @@ def test_processes_of_one_engine_find_the_folder_that_the_first_of_them_made(
     assert first.is_dir()
     assert shared_folder(environment) == first
     assert shared_folder({"ASSAY_KERNELS_DIR": str(tmp_path / "a/b")}) == tmp_path / "a/b"
+
+
+def test_the_folder_goes_when_the_process_that_made_it_ends_and_not_with_one_forked_from_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ends: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(atexit, "register", lambda *call: ends.append(call))
+    folder = shared_folder({})
+    [(end, *arguments)] = ends
+    child = os.fork()
+    if child == 0:
+        try:
+            end(*arguments)
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert folder.is_dir()
+    end(*arguments)
+    assert not folder.exists()
 
 
 def run_scheduler_process(tp_rank: int, pp_rank: int, dp_rank: int | None) -> Any:

@@ -1,4 +1,4 @@
-"""The plugin where SGLang's processes are forked, as on a CPU, and not started anew."""
+"""The plugin in SGLang's processes: forked as on a CPU, and where a part cannot be put in."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from assay_kernels.integrations import active, sglang_plugin
-from assay_kernels.integrations.gates import Calls, Installed
+from assay_kernels.integrations import active, sglang_plugin, sglang_requests
+from assay_kernels.integrations.gates import Calls, Installed, Patch, Signature
 from assay_kernels.registry import Uses
 
 APP = "sglang.srt.entrypoints.http_server"
@@ -73,7 +73,8 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Routes:
     monkeypatch.setenv("ASSAY_KERNELS_DIR", str(tmp_path))
     monkeypatch.setenv("ASSAY_KERNELS", "fused")
     monkeypatch.setattr(active, "EVERY_SECONDS", 0.01)
-    monkeypatch.setattr(sglang_plugin, "_harden", lambda patches: nothing())
+    monkeypatch.setattr(sglang_requests, "patches", list)
+    monkeypatch.setattr(sglang_requests, "scheduler_patches", list)
     monkeypatch.setattr(sglang_plugin, "install_ops", lambda kernels: {"sampler": nothing()})
     load_plugins()
     return routes
@@ -140,3 +141,42 @@ def test_the_process_that_serves_answers_for_itself_and_for_them(
         os.getpid(): "http",
         children[0]: "scheduler",
     }
+
+
+def fails(*_: Any) -> None:
+    raise RuntimeError("the registry is broken")
+
+
+@pytest.fixture
+def scheduler(
+    program: Routes, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], active.ProcessRecord]:
+    """Installs the plugin as in the process that runs the model, and says what that publishes."""
+    published: list[Callable[[], active.ProcessRecord]] = []
+    monkeypatch.setattr(active, "keep_writing", lambda _, record: published.append(record))
+
+    def install() -> active.ProcessRecord:
+        place = sglang_plugin.Place("scheduler", None)
+        sglang_plugin.install_in_scheduler(place, Path(), "fused")
+        return published[-1]()
+
+    return install
+
+
+def test_where_requests_cannot_be_checked_the_record_still_says_which_ops_are_in(
+    scheduler: Callable[[], active.ProcessRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook = Patch(f"{__name__}.nothing", Signature(("why_not",)), nothing)
+    monkeypatch.setattr(sglang_requests, "scheduler_patches", lambda: [hook])
+    monkeypatch.setattr(sglang_plugin, "_register", fails)
+    record = scheduler()
+    assert record.ops["sampler"].installed and not record.hardened
+
+
+def test_where_ops_cannot_be_put_in_the_record_says_why_and_requests_are_checked(
+    scheduler: Callable[[], active.ProcessRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sglang_plugin, "install_ops", fails)
+    record = scheduler()
+    assert record.ops["plugin"].why_not == "RuntimeError: the registry is broken"
+    assert record.hardened

@@ -104,6 +104,20 @@ def test_what_is_no_longer_there_is_a_reason_not_an_error(target: str) -> None:
     assert op.why_not().startswith(f"SGLang has no {target}")
 
 
+def test_what_takes_no_parameters_is_a_reason_not_an_error(program: ModuleType) -> None:
+    program.Layer.forward = 3
+    op = installed()
+    op.install("0.5.23", apply)
+    assert op.why_not().startswith(f"SGLang has no {TARGET} to call (TypeError")
+
+
+def test_a_hook_that_calls_what_is_no_longer_there_is_not_put_in(program: ModuleType) -> None:
+    op = installed(Patch(TARGET, TAKES_X, one_more, needs=(f"{MODULE}.encode",)))
+    op.install("0.5.23", apply)
+    assert op.why_not().startswith(f"SGLang has no {MODULE}.encode to call (AttributeError")
+    assert program.Layer().forward(1) == 2
+
+
 def test_one_misfit_keeps_all_patches_of_an_op_out(program: ModuleType) -> None:
     """Half an op would compute with two kernels by turns."""
     op = installed(

@@ -143,10 +143,8 @@ class Ready(msgspec.Struct, kw_only=True):
 def wire(monkeypatch: pytest.MonkeyPatch) -> None:
     """SGLang's encoder and decoder."""
     decoder = msgspec.msgpack.Decoder(Ready)
-    codec = SimpleNamespace(
-        msgpack_encode=msgspec.msgpack.Encoder().encode, msgpack_decode=decoder.decode
-    )
-    monkeypatch.setattr(hooks, "resolve", lambda _: codec)
+    codec = {"msgpack_encode": msgspec.msgpack.Encoder().encode, "msgpack_decode": decoder.decode}
+    monkeypatch.setattr(hooks, "resolve", lambda path: codec[path.rpartition(".")[2]])
 
 
 @pytest.mark.usefixtures("wire")

@@ -73,11 +73,13 @@ class Patch:
         target: its dotted path.
         signature: that it must have.
         around: takes the original function and a call's arguments.
+        needs: dotted paths of what else of SGLang it calls.
     """
 
     target: str
     signature: Signature
     around: Around
+    needs: tuple[str, ...] = ()
 
 
 class Installed:
@@ -130,12 +132,15 @@ class Installed:
         if self._known and version not in self._known:
             return f"SGLang {version} is none of the versions it fits: {', '.join(self._known)}"
         for patch in self._patches:
+            target = patch.target
             try:
-                function = resolve(patch.target)
+                misfit = patch.signature.misfit(resolve(target))
+                for target in patch.needs:
+                    resolve(target)
             except Exception as error:
-                # Importing a module of SGLang can fail in any way.
-                return f"SGLang has no {patch.target} ({type(error).__name__}: {error})"
-            misfit = patch.signature.misfit(function)
+                # Importing a module of SGLang can fail in any way, and what it has there may be
+                # nothing that takes parameters.
+                return f"SGLang has no {target} to call ({type(error).__name__}: {error})"
             if misfit:
                 return f"{patch.target} is another than expected: {misfit}"
         return self._obstacle() or ""

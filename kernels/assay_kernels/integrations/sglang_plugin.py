@@ -13,10 +13,12 @@ active: see `active.report`.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import importlib
 import logging
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -85,14 +87,11 @@ def load_again_in_forks() -> None:
 
 def install_in_scheduler(place: Place, folder: Path, kernels: str) -> None:
     """Puts the ops where the model runs, and publishes which are there and how often they ran."""
-    hardening: Installed | None = None
     try:
         ops = install_ops(kernels)
-        hardening = _harden(sglang_requests.scheduler_patches())
     except Exception as error:
-        # SGLang would log it and go on; so it is published, and nobody takes it for success.
-        _log.exception("the plugin could not be installed")
         ops = {"plugin": _failed(error)}
+    hardening = _harden(sglang_requests.scheduler_patches())
     active.keep_writing(folder, lambda: _record(place, ops, hardening))
 
 
@@ -108,10 +107,17 @@ def wanted(environment: Mapping[str, str]) -> str:
 def shared_folder(environment: os._Environ[str] | dict[str, str]) -> Path:
     """The folder of the records; the first process makes it, and its children find it."""
     if not environment.get(FOLDER):
-        environment[FOLDER] = tempfile.mkdtemp(prefix="assay-kernels-")
+        environment[FOLDER] = made = tempfile.mkdtemp(prefix="assay-kernels-")
+        atexit.register(_remove, made, os.getpid())
     folder = Path(environment[FOLDER])
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def _remove(folder: str, maker: int) -> None:
+    """Takes a folder away again; in a process that was forked from its maker it stays."""
+    if os.getpid() == maker:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def place_of_caller() -> Place:
@@ -165,7 +171,11 @@ def known_ops(on_gpu: bool) -> dict[str, Installed]:
 
 
 def _failed(error: Exception) -> Installed:
-    """What stands in the record where nothing could be installed."""
+    """What stands in the record where something could not be installed.
+
+    SGLang would log the error and go on; so it is published, and nobody takes it for success.
+    """
+    _log.error("the plugin could not be installed", exc_info=error)
     nothing = Installed((), Calls(), lambda: Uses(0, {}))
     nothing.refuse(f"{type(error).__name__}: {error}")
     return nothing
@@ -192,7 +202,10 @@ def install_in_http(place: Place, folder: Path, kernels: str) -> None:
 def _harden(patches: list[Patch]) -> Installed:
     """Hooks that fit any version of SGLang whose functions have the right parameters."""
     hardening = Installed(patches, Calls(), lambda: Uses(0, {}), known=())
-    hardening.install(_version("sglang"), _register)
+    try:
+        hardening.install(_version("sglang"), _register)
+    except Exception as error:
+        return _failed(error)
     return hardening
 
 
@@ -210,10 +223,8 @@ def schedulers() -> int:
     return max(1, ranks // int(arguments.nnodes))
 
 
-def _record(
-    place: Place, ops: Mapping[str, Installed], hardening: Installed | None
-) -> ProcessRecord:
-    hardened = hardening is not None and not hardening.why_not()
+def _record(place: Place, ops: Mapping[str, Installed], hardening: Installed) -> ProcessRecord:
+    hardened = not hardening.why_not()
     return ProcessRecord(os.getpid(), place.role, place.rank, records(ops), hardened)
 
 

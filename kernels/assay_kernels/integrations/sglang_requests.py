@@ -25,6 +25,7 @@ from assay_kernels.integrations.hardening import Limits, Refused
 _log = logging.getLogger(__name__)
 _MANAGERS = "sglang.srt.managers"
 FAR = 1e30
+_CODEC = f"{_MANAGERS}.io_struct.msgpack_encode", f"{_MANAGERS}.io_struct.msgpack_decode"
 _OPAQUE = ("mm_inputs", "positional_embed_overrides", "time_stats")
 """Fields that travel pickled: they are made by SGLang, not by whoever sent the request."""
 _WRONG_KINDS = (TypeError, AttributeError, KeyError, IndexError, OverflowError, RecursionError)
@@ -80,6 +81,7 @@ def patches() -> list[Patch]:
                 ("token_type_ids",),
             ),
             create,
+            needs=_CODEC,
         ),
     ]
 
@@ -119,10 +121,10 @@ def validate(original: Callable[..., Any], self: Any, obj: Any, input_ids: Any) 
 def create(original: Callable[..., Any], self: Any, *arguments: Any, **named: Any) -> Any:
     """Around the step that makes a request ready for the process that runs the model."""
     made = _plainly(original, self, *arguments, **named)
-    codec = resolve(f"{_MANAGERS}.io_struct")
+    encode, decode = (resolve(path) for path in _CODEC)
     empty = {name: None for name in _OPAQUE if hasattr(made, name)}
     try:
-        codec.msgpack_decode(codec.msgpack_encode(msgspec.structs.replace(made, **empty)))
+        decode(encode(msgspec.structs.replace(made, **empty)))
     except (msgspec.MsgspecError, TypeError, OverflowError) as error:
         raise Refused(f"a field of the request is of a wrong kind: {error}") from error
     return made
