@@ -142,6 +142,7 @@ class Scaled(Cluster):
             ready=len(stands.ready),
             warm=len(stands.warm),
             starting=stands.starting,
+            failed=stands.failed,
             away=stands.away,
             oldest_ready_s=stands.oldest_ready_s,
             rollout=stands.rollout,

@@ -132,12 +132,40 @@ def test_silence_ends_in_zero_and_the_first_request_in_one() -> None:
 def test_a_replica_that_loads_is_never_taken_away_though_nobody_asks_any_more() -> None:
     """One request wakes the service, and its client goes away long before the model is loaded."""
     policy = replace(TO_ZERO, scale_to_zero_after=60.0)
-    plant = Plant(policy, step(0, 0.2, 100, 110), startup_s=900.0, alive=[])
+    plant = Plant(policy, step(0, 0.2, 100, 110), startup_s=500.0, alive=[])
     plant.change = lambda sample: replace(sample, held=0) if plant.now > 110 else sample
-    plant.run(1000)
+    plant.run(600)
     assert plant.wanted() == [(10.0, 0), (110.0, 1)]
-    plant.run(1100)
+    plant.run(700)
     assert plant.replicas == 0
+
+
+def test_what_never_comes_up_keeps_no_service_from_zero() -> None:
+    """Its pods may not even be created: a quota forbids them."""
+    policy = replace(TO_ZERO, scale_to_zero_after=60.0)
+    plant = Plant(policy, step(0, 0.2, 100, 110), startup_s=1e9, alive=[])
+    plant.change = lambda sample: replace(sample, held=plant.now == 110, starting=plant.now > 110)
+    plant.run(700)
+    assert plant.wanted() == [(10.0, 0), (110.0, 1)]
+    plant.run(3600)
+    assert plant.wanted() == [(10.0, 0), (110.0, 1), (720.0, 0)]
+
+
+def test_a_replica_that_ends_again_and_again_keeps_no_service_from_zero() -> None:
+    policy = replace(TO_ZERO, scale_to_zero_after=60.0)
+    plant = Plant(policy, step(0, 0.2, 100, 110), startup_s=1e9, alive=[])
+    plant.change = lambda sample: replace(
+        sample, held=plant.now == 110, starting=0, failed=sample.starting
+    )
+    plant.run(400)
+    assert plant.wanted() == [(10.0, 0), (110.0, 1), (170.0, 0)]
+
+
+def test_an_operator_without_memory_counts_replicas_that_failed_as_wanted() -> None:
+    plant = Plant(POLICY, constant(1)).run(100)
+    plant.state = State()
+    plant.change = lambda sample: replace(sample, failed=2)
+    assert plant.tick().replicas == 3
 
 
 def test_zero_and_one_do_not_alternate() -> None:

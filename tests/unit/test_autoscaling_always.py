@@ -54,6 +54,7 @@ samples = st.builds(
     ready=st.integers(0, 20),
     warm=st.integers(0, 20),
     starting=st.integers(0, 3),
+    failed=st.integers(0, 3),
     away=st.integers(0, 2),
     silent=st.sampled_from([0, 0, 0, 1]),
     oldest_ready_s=st.none() | st.floats(0, 1e5),
@@ -124,9 +125,13 @@ def test_nothing_goes_while_the_load_is_not_known(policy: Policy, seen: list[Sam
 
 @settings(max_examples=40, deadline=None)
 @given(policies(), many)
-def test_none_is_never_zero_while_one_starts(policy: Policy, seen: list[Sample]) -> None:
+def test_none_is_never_zero_while_one_starts_that_is_not_stuck(
+    policy: Policy, seen: list[Sample]
+) -> None:
     for decision, sample in zip(decisions(policy, seen), seen, strict=True):
-        if sample.starting:
+        since = decision.state.starting
+        assert (since is not None) == bool(sample.starting)
+        if since is not None and decision.state.clock - since < 600:
             assert decision.replicas >= 1
 
 

@@ -249,6 +249,10 @@ def test_nothing_is_learned_from_what_is_not_usual(changes: dict[str, object]) -
     assert learn(known, POLICY, odd) is known
 
 
+def test_beside_a_replica_that_failed_the_others_teach() -> None:
+    assert teaches(sample(ENGINE, 2.0, failed=1))
+
+
 def test_idle_engines_teach_nothing_and_forget_nothing() -> None:
     known = learn(Learned(), POLICY, sample(ENGINE, 2.0))
     quiet = replace(sample(ENGINE, 2.0), arrivals=0.0, measured=Measured(engines=2))

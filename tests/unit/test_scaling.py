@@ -139,6 +139,22 @@ class TestStandings:
         assert standing(replace(world, service=service), spec_of(), policy, NOW).starting == 3
         assert standing(world, spec_of(), policy, NOW).starting == 1, "it exists"
 
+    def test_a_replica_that_failed_is_not_starting(self) -> None:
+        """It ends again and again, or no node takes it: nobody waits for it."""
+        crashes, pending = (pod(name, "10.0.0.2", ready=False) for name in ("b", "c"))
+        ended = {"exitCode": 1, "message": "boom"}
+        (status,) = crashes["status"]["containerStatuses"]
+        status |= {"restartCount": 9, "lastState": {"terminated": ended}}
+        pending["status"]["conditions"] = [
+            {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
+        ]
+        pending["status"]["containerStatuses"] = []
+        world = serving(pod("a", "10.0.0.1"), crashes, pending)
+        service = {**world.service, "status": {"autoscaling": {"driver": "builtin", "replicas": 4}}}
+        policy = policy_of(spec_of(), PROFILE)
+        found = standing(replace(world, service=service), spec_of(), policy, NOW)
+        assert (len(found.ready), found.failed, found.starting) == (1, 2, 1)
+
     def test_an_engine_in_the_hands_of_a_rollout_is_away_and_not_starting(self) -> None:
         cluster = steady()
         cluster.disk["models", "next"] = "good"

@@ -76,7 +76,7 @@ def decide(policy: Policy, state: State, sample: Sample) -> Decision:
     seen = demand(policy, state, sample)
     load = load_at(seen, seen.level or 0.0)
     best = queueing.idle(engine, load, policy.attainment)
-    existing = sample.ready + sample.starting + sample.away
+    existing = sample.ready + sample.starting + sample.failed + sample.away
     look = Look(
         policy=policy,
         state=state,
@@ -128,7 +128,7 @@ def _verdict(look: Look, needs: Needs) -> Verdict:
 
 
 def _same(look: Look) -> Verdict:
-    least = 1 if look.sample.starting else 0
+    least = 1 if _loading(look) else 0
     return Verdict(max(least, look.bounded), "NothingNew")
 
 
@@ -138,9 +138,15 @@ def _from_zero(look: Look, needs: Needs) -> Verdict:
     if sample.held or sample.arrivals or sample.queued or sample.running:
         most = max(1, min(look.policy.up_pods, look.policy.max))
         return Verdict(min(max(1, needs.now), most), "FirstRequest")
-    if sample.starting:
+    if _loading(look):
         return Verdict(1, "Loading")
     return Verdict(0, "Steady")
+
+
+def _loading(look: Look) -> bool:
+    """Whether replicas are starting, and have not been for so long that they hold nothing up."""
+    longest = max(_STUCK_S, _STUCK_STARTUPS * look.startup_s)
+    return look.since(look.state.starting) < longest
 
 
 def _up(look: Look, needs: Needs) -> Verdict | None:
@@ -171,7 +177,7 @@ def _silent(look: Look) -> bool:
     sample, state = look.sample, look.state
     if look.policy.min > 0 or not sample.known:
         return False
-    if sample.starting or sample.away or sample.rollout:
+    if _loading(look) or sample.away or sample.rollout:
         return False
     silent = state.clock - state.active
     if sample.oldest_ready_s is not None:
@@ -189,7 +195,7 @@ def _down(look: Look, needs: Needs) -> Verdict:
         return Verdict(before, "Steady")
     if look.sample.rollout or look.sample.away:
         return Verdict(before, "RolloutUnderWay")
-    if look.since(look.state.starting) < max(_STUCK_S, _STUCK_STARTUPS * look.startup_s):
+    if _loading(look):
         return Verdict(before, "Loading")
     peak = _peak(look)
     if peak is None:

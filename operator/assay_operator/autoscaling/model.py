@@ -217,7 +217,9 @@ class Sample:
         output_tokens: that they generated.
         ready: routable replicas.
         warm: those of them that have been so for `warmup_s`, since they loaded weights last.
-        starting: replicas that exist or are asked for and are not routable yet.
+        starting: replicas that exist or are asked for, are not routable yet and have not failed.
+        failed: replicas that are not ready and whose pods say what is wrong: no node takes them, or
+            they end again and again. They are not waited for.
         away: replicas that a rollout has in its hands and gives back.
         silent: ready replicas whose metrics did not come.
         oldest_ready_s: how long the oldest ready replica has been ready.
@@ -236,6 +238,7 @@ class Sample:
     ready: int = 0
     warm: int = 0
     starting: int = 0
+    failed: int = 0
     away: int = 0
     silent: int = 0
     oldest_ready_s: float | None = None

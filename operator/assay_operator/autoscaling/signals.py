@@ -97,12 +97,13 @@ class Standing:
     Attributes:
         ready: uids of routable replicas.
         warm: those of them that have been so for long enough to learn from.
-        starting, away, oldest_ready_s, rollout: see `Sample`.
+        starting, failed, away, oldest_ready_s, rollout: see `Sample`.
     """
 
     ready: frozenset[str] = frozenset()
     warm: frozenset[str] = frozenset()
     starting: int = 0
+    failed: int = 0
     away: int = 0
     oldest_ready_s: float | None = None
     rollout: bool = False
@@ -266,6 +267,7 @@ def sample(before: Scan | None, scan: Scan, standing: Standing, now: float) -> S
         ready=len(standing.ready),
         warm=len(standing.warm),
         starting=standing.starting,
+        failed=standing.failed,
         away=standing.away,
         silent=silent,
         oldest_ready_s=standing.oldest_ready_s,

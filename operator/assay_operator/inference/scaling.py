@@ -205,15 +205,22 @@ def standing(
         for uid, pod in pods.items()
         if not (leaving and is_ready(pod)) and not lacks_kernels(observation, pod)
     ]
+    failed = sum(uid not in in_hand and _has_failed(pods[uid], now) for uid in there)
     existing = max(wanted(spec, status), len(there))
     return Standing(
         ready=frozenset(ready),
         warm=frozenset(uid for uid, age in ages.items() if age >= policy.warmup_s),
-        starting=max(0, existing - len(ready) - len(in_hand)),
+        starting=max(0, existing - len(ready) - len(in_hand) - failed),
+        failed=failed,
         away=len(in_hand),
         oldest_ready_s=max(oldest, default=None),
         rollout=rollout is not None and not rollout.over,
     )
+
+
+def _has_failed(pod: Json, now: datetime) -> bool:
+    """Whether something is wrong with an engine, so that nobody waits for it to load."""
+    return pod_failure(pod, ENGINE, now) is not None
 
 
 def _age(pod: Json, history: Sequence[Json], now: datetime) -> float:
@@ -249,7 +256,7 @@ def scene(
         enabled=may_rest(spec),
         wanted=wanted(spec, status),
         engines=_deployed(observation),
-        loading=sum(not is_ready(pod) and not pod_failure(pod, ENGINE, now) for pod in pods),
+        loading=sum(not is_ready(pod) and not _has_failed(pod, now) for pod in pods),
         rollout=rollout is not None and not rollout.over,
         routable=routable,
         routers=len(observation.routers),
