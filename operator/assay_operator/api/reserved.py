@@ -23,6 +23,7 @@ _DETERMINISTIC = "use spec.engine.deterministic"
 _SAFETENSORS = "Assay loads safetensors only, so that weights cannot carry code"
 _ONE_POD = "an engine is one pod; its GPUs follow from spec.engine.parallelism"
 _PLAIN_HTTP = "engines speak plain HTTP inside the cluster; put TLS in front of the router"
+_ONE_SERVER = "further processes that serve HTTP would not load the plugin that checks requests"
 _ROLE = "every engine serves whole requests"
 
 RESERVED_ARGUMENTS: dict[str, str] = {
@@ -63,6 +64,7 @@ RESERVED_ARGUMENTS: dict[str, str] = {
     "--ssl-certfile": _PLAIN_HTTP,
     "--ssl-ca-certs": _PLAIN_HTTP,
     "--ssl-keyfile-password": _PLAIN_HTTP,
+    "--tokenizer-worker-num": _ONE_SERVER,
     "--api-key": _KEY,
     "--admin-api-key": _KEY,
     "--enable-metrics": "Assay sets it: it reads every engine's metrics",
