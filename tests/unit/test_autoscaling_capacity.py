@@ -236,6 +236,7 @@ def test_what_has_changed_for_good_is_believed_in_time() -> None:
         {"starting": 1},
         {"rollout": True},
         {"away": 1},
+        {"silent": 1},
         {"seconds": 0.0},
         {"measured": None},
         {"measured": Measured(engines=0)},

@@ -192,6 +192,24 @@ async def test_one_that_does_not_answer_is_unknown_and_its_time_is_counted(
     assert (await looked(scalers, view)).unknown_s == 0
 
 
+async def test_an_engine_that_keeps_a_look_waiting_makes_no_rate_smaller(
+    scalers: Scalers, view: View, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    await looked(scalers, view)
+    answers = fake.ask
+
+    async def late(item: Any, question: Question | None = None) -> Any:
+        if question and question.port == ENGINE_PORT:
+            clock[0] += 4
+            raise ProbeError("no answer")
+        return await answers(item, question)
+
+    clock[0], fake.ask = 5.0, late  # type: ignore[method-assign]
+    assert (await looked(scalers, view)).decision.findings.sample.seconds == 5
+
+
 async def test_at_rest_a_pass_hears_at_once_of_the_first_request(
     scalers: Scalers, view: View, fake: Fake
 ) -> None:

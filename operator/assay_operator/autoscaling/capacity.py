@@ -61,12 +61,12 @@ def teaches(sample: Sample) -> bool:
     """Whether capacity may be learned from it.
 
     Not from cold replicas, which are not in `measured`, nor while others start or load weights and
-    take memory, disks and cores from them. Those that failed are not counted: else one that no node
+    take memory, disks and cores from them, nor while one is silent and may be at anything. Those that failed are not counted: else one that no node
     takes would end all learning. Nor from a queue: how long one is depends on what came earlier, and
     while prompts wait, nothing is decoded.
     """
     seen = sample.measured
-    quiet = sample.starting == 0 and sample.away == 0 and not sample.rollout
+    quiet = not (sample.starting or sample.away or sample.silent or sample.rollout)
     if seen is None or not quiet or sample.seconds <= 0:
         return False
     return 0 < seen.engines >= seen.queued and sample.held == 0

@@ -218,13 +218,15 @@ class Scalers:
         pods = [pod for pod in self._view.pods(key) if is_ready(pod)]
         engines, routers = of_component(pods, "engine"), of_component(pods, "router")
         activators = of_component(pods, "activator")
+        # Taken before they answer: one that stays silent would make the span of the others longer.
+        at = time.monotonic()
         of_engines, of_routers, answers = await asyncio.gather(
             asyncio.gather(*(self._page(pod, _OF_ENGINE, engine_page) for pod in engines)),
             asyncio.gather(*(self._page(pod, _OF_ROUTER, router_page) for pod in routers)),
             self._activators.ask(activators),
         )
         return Scan(
-            at=time.monotonic(),
+            at=at,
             engines=dict(zip(_uids(engines), of_engines, strict=True)),
             routers=dict(zip(_uids(routers), of_routers, strict=True)),
             activators=dict(zip(_uids(activators), answers, strict=True)),
