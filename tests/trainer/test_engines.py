@@ -371,6 +371,53 @@ async def test_a_run_without_engines_ends_with_where_it_looked_and_what_to_do(
     assert "Start SGLang there, or name others in rollout.engines" in said
 
 
+RUNS = {"active": True, "kernels": "fused"}
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ((404, {"detail": "Not Found"}), "the plugin is not in it"),
+        ({"active": False, "kernels": "fused", "why_not": "no sampler"}, "no sampler"),
+        ({"active": True, "kernels": "stock"}, "it runs stock kernels"),
+        ([], "it runs None kernels"),
+        ((500, {}), "/assay/kernels: HTTP 500"),
+    ],
+)
+async def test_an_engine_without_the_kernels_that_the_job_wants_gets_no_prompt(
+    two: tuple[EngineServer, EngineServer], said: Any, why: str
+) -> None:
+    two[0].always["/assay/kernels"] = says(RUNS)
+    two[1].always["/assay/kernels"] = says(said)
+    async with started(*two, kernels="fused") as engines:
+        await asyncio.gather(*(drawn(engines) for _ in range(4)))
+        assert usable(engines) == [True, False] and why in engines.states[1].reason
+        two[1].always["/assay/kernels"] = says(RUNS)
+        await until(lambda: usable(engines) == [True, True])
+    assert not two[1].bodies
+
+
+async def test_an_engine_that_loses_its_kernels_in_a_restart_that_nobody_saw_is_out(
+    two: tuple[EngineServer, EngineServer], tmp_path: Path
+) -> None:
+    for server in two:
+        server.always["/assay/kernels"] = says(RUNS)
+    async with started(*two, kernels="fused") as engines:
+        del two[1].always["/assay/kernels"]
+        assert (await give(engines, tmp_path, "1.1")).good == (two[0].url,)
+        await asyncio.gather(*(drawn(engines) for _ in range(4)))
+        assert "the plugin is not in it" in engines.states[1].reason
+    assert not two[1].bodies
+
+
+async def test_engines_are_not_asked_for_kernels_that_the_job_does_not_want(
+    one: EngineServer,
+) -> None:
+    async with started(one) as engines:
+        await drawn(engines)
+    assert not one.asked["/assay/kernels"]
+
+
 async def test_a_prompt_waits_for_an_engine_no_longer_than_the_job_says(one: EngineServer) -> None:
     async with started(one, waitSeconds=0.7) as engines:
         one.down()

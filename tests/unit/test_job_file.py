@@ -153,7 +153,7 @@ def _accepts(model: type[BaseModel], spec: Json) -> bool:
 PLACES = {"path", "engines", "directory", "suite", "source"}
 """What is where in the trainer's pod."""
 OPERATORS: dict[type[BaseModel], set[str]] = {
-    trainer.Rollout: {"waitSeconds", "attempts", "tokenEnv", "weights"},
+    trainer.Rollout: {"waitSeconds", "attempts", "tokenEnv", "weights", "kernels"},
 }
 """What is not for a user of the operator to say: it knows better, or the default is right."""
 
@@ -238,6 +238,12 @@ def test_what_is_left_out_stays_the_trainers_default() -> None:
     job = as_read(file)
     assert job.algorithm == algorithms.Algorithm(loss="gspo")
     assert job.trainer == trainer.Trainer(steps=40)
+
+
+def test_a_trainer_asks_for_kernels_where_engines_are_made_to_run_them() -> None:
+    spec = VerifiedRLJobSpec.model_validate(minimal())
+    assert as_read(job_file("solver", "rl", spec, fused=True)).rollout.kernels == "fused"
+    assert as_read(job_file("solver", "rl", spec)).rollout.kernels == "any"
 
 
 def test_the_same_spec_gives_the_same_file() -> None:

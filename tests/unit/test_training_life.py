@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 
 import pytest
@@ -471,6 +472,21 @@ def test_engines_without_the_kernels_that_the_job_asks_for_are_not_trained_with(
     cluster.kernels = Kernels(active=True)
     cluster.until("Training")
     assert cluster.condition("EnginesReady")["status"] == "True"
+
+
+def test_of_two_engines_the_one_without_kernels_holds_nothing_up_and_the_trainer_asks_it_too() -> (
+    None
+):
+    """Its URL is in the job file, and it may get its kernels with its next start, or lose them."""
+    cluster = Cluster({"rollout": {"engines": 2, "engine": {"kernels": "fused"}}})
+    cluster.kernels = Kernels(active=True)
+    cluster.kernels_of["solver-rl-engine-1"] = Kernels(active=False, why_not="another signature")
+    cluster.until("Training")
+    told = cluster.condition("EnginesReady")
+    assert (told["status"], told["reason"]) == ("False", "KernelsInactive")
+    assert "pod/solver-rl-engine-1" in told["message"] and "another signature" in told["message"]
+    file = json.loads(cluster.children[Ref("ConfigMap", "solver-rl-job")]["data"]["job.json"])
+    assert len(file["rollout"]["engines"]) == 2 and file["rollout"]["kernels"] == "fused"
 
 
 # --- suspend and resume -----------------------------------------------------------------------

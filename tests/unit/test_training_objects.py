@@ -301,6 +301,38 @@ def test_planning_twice_gives_the_same_and_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(
+    ("rollout", "asked"),
+    [
+        ({"engine": {"kernels": "fused"}}, True),
+        ({"engine": {"accelerator": "nvidia-h200"}}, True),
+        ({"engine": {"kernels": "stock"}}, False),
+        (
+            {
+                "engine": {"kernels": "fused"},
+                "template": {
+                    "spec": {
+                        "containers": [
+                            {
+                                "name": "engine",
+                                "env": [{"name": "ASSAY_KERNELS", "value": "stock"}],
+                            }
+                        ]
+                    }
+                },
+            },
+            False,
+        ),
+    ],
+)
+def test_a_trainer_asks_for_kernels_as_the_engines_pods_are_asked_to_run_them(
+    rollout: Json, asked: bool
+) -> None:
+    made = plan(Observation(vrl({"rollout": rollout})), CONFIG, START)
+    file = json.loads(child(made, "ConfigMap", "solver-rl-job")["data"]["job.json"])
+    assert file["rollout"].get("kernels") == ("fused" if asked else None)
+
+
+@pytest.mark.parametrize(
     ("engine", "field"),
     [
         ({"accelerator": "cpu", "parallelism": {"tensor": 2}}, "spec.rollout.engine.parallelism"),

@@ -176,6 +176,7 @@ class Cluster:
         self.lag, self.words = lag, words
         self.engines_start = True
         self.kernels: Kernels | None = None
+        self.kernels_of: dict[str, Kernels] = {}
         self.last = Plan()
         self._count = 0
         self._orphans: set[int] = set()
@@ -237,9 +238,11 @@ class Cluster:
             trainers=tuple(pods),
             engines=tuple(self.component("engine")),
             answers=answers,
-            kernels={uid(pod): self.kernels for pod in self.component("engine")}
-            if self.kernels
-            else {},
+            kernels={
+                uid(pod): said
+                for pod in self.component("engine")
+                if (said := self.kernels_of.get(pod["metadata"]["name"], self.kernels))
+            },
             found=dict(self.found),
             checkpoints=tuple(self.checkpoints.values()),
             pinned=self.pinned,

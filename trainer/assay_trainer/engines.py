@@ -1,6 +1,7 @@
 """The engines that draw completions: who gets which prompt, who is out, how it comes back.
 
-An engine is *usable* when it answers and has the current weights, seen in its own report. One that
+An engine is *usable* when it answers and has the current weights, seen in its own report, and runs
+the kernels that the job wants. One that
 fails a request or an update is out at once; a task looks at it again and again, gives it the
 current weights, and only then it gets a prompt. So no completion is ever drawn with weights that
 this run did not give, whatever an engine was restarted with.
@@ -19,6 +20,7 @@ import httpx
 from assay_trainer.batch import Completion
 from assay_trainer.engine import (
     CONNECT_SECONDS,
+    LOOK_SECONDS,
     Engine,
     EngineError,
     EngineFailure,
@@ -30,6 +32,8 @@ from assay_trainer.versions import Loaded, Update, Weights, age
 FIRST_WAIT = 0.5
 DOUBLINGS = 6
 """An engine that fails again and again is looked at every 32 seconds in the end."""
+KERNELS_PATH = "/assay/kernels"
+"""Where the plugin in an engine tells what it runs."""
 
 
 @dataclass(frozen=True)
@@ -238,7 +242,7 @@ class Engines:
         try:
             failures = dict(await update([seat.engine for seat in seats]))
             self._alone_since = time.monotonic()
-            checks = [_verified(seat.engine, weights.version, failures) for seat in seats]
+            checks = [self._verified(seat.engine, weights.version, failures) for seat in seats]
             for seat, reason in zip(seats, await asyncio.gather(*checks), strict=True):
                 del unsettled[seat.engine]
                 if reason is None:
@@ -316,6 +320,7 @@ class Engines:
             rest = False
             try:
                 version, _ = await seat.engine.weights()
+                await self._check_kernels(seat.engine)
                 weights = self._weights
                 if weights:
                     # Whatever it reports: an update that failed may have left parts of two.
@@ -334,13 +339,33 @@ class Engines:
             if weights is self._weights:
                 await self._let_in(seat, version)
 
+    async def _verified(
+        self, engine: Engine, version: str, failures: Mapping[Engine, str]
+    ) -> str | None:
+        """Why an engine does not have the weights, or may not draw with them; None where it may."""
+        if engine in failures:
+            return failures[engine]
+        try:
+            await engine.verify(version)
+            # It may have been started again since it was let in, while nobody asked it anything.
+            await self._check_kernels(engine)
+        except EngineFailure as reason:
+            return str(reason)
+        return None
 
-async def _verified(engine: Engine, version: str, failures: Mapping[Engine, str]) -> str | None:
-    """Why an engine does not have the weights; None where it has."""
-    if engine in failures:
-        return failures[engine]
-    try:
-        await engine.verify(version)
-    except EngineFailure as reason:
-        return str(reason)
-    return None
+    async def _check_kernels(self, engine: Engine) -> None:
+        """Raises EngineFailure where an engine does not say that it runs what the job wants."""
+        if self._settings.kernels == "any":
+            return
+        seconds = min(LOOK_SECONDS, self._settings.requestSeconds)
+        try:
+            told = await engine.call(KERNELS_PATH, seconds=seconds)
+        except EngineFailure as reason:
+            if reason.status != 404:
+                raise
+            told = {"why_not": "the plugin is not in it"}
+        told = told if isinstance(told, dict) else {}
+        if told.get("active") is True and told.get("kernels") == "fused":
+            return
+        why = told.get("why_not") or f"it runs {told.get('kernels')} kernels"
+        raise EngineFailure(f"does not run the fused kernels that rollout.kernels asks for: {why}")

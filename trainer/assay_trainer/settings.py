@@ -228,6 +228,11 @@ class Rollout(JobModel):
         description="How many steps old the weights that drew a token may be. 1: the next batch is "
         "drawn while this one trains; 0: strictly in turn.",
     )
+    kernels: Literal["any", "fused"] = Field(
+        "any",
+        description="fused: an engine gets prompts only while it says that it runs Assay's "
+        "kernels (GET /assay/kernels). any: it is not asked.",
+    )
     weights: Weights = Weights()
 
     @field_validator("engines")

@@ -57,13 +57,14 @@ def suite_key(evaluation: Evaluation) -> str:
     return evaluation.suite.key or SUITE_KEY
 
 
-def job_file(name: str, namespace: str, spec: VerifiedRLJobSpec) -> Json:
+def job_file(name: str, namespace: str, spec: VerifiedRLJobSpec, *, fused: bool = False) -> Json:
     """The job file's content.
 
     Args:
         name: of the job.
         namespace: of the job.
         spec: what the user wants.
+        fused: whether its engines are made to run fused kernels: then the trainer asks them.
     """
     deadline = seconds(spec.progressDeadline)
     context = spec.model.contextLength
@@ -75,7 +76,10 @@ def job_file(name: str, namespace: str, spec: VerifiedRLJobSpec) -> Json:
         "data": _data(spec.data),
         "verifiers": [plain(verifier) for verifier in spec.verifiers],
         "algorithm": spec.algorithm.model_dump(mode="json", exclude_none=True),
-        "rollout": _rollout(name, namespace, spec.rollout, deadline),
+        "rollout": {
+            **_rollout(name, namespace, spec.rollout, deadline),
+            **({"kernels": "fused"} if fused else {}),
+        },
         "trainer": _trainer(spec.trainer),
         "checkpoint": {
             "directory": run_folder(name),

@@ -7,10 +7,11 @@ from collections.abc import Iterable
 
 from assay_operator.api.verified_rl_job import VerifiedRLJobSpec
 from assay_operator.config import NetworkPolicies, OperatorConfig
+from assay_operator.inference.kernels import asks_for_fused
 from assay_operator.inference.objects import fingerprint, parse_source
 from assay_operator.inference.observation import ENGINE_PORT
 from assay_operator.inference.policies import DNS, operator_pods, pods, policy, tcp
-from assay_operator.inference.profiles import EngineProfile
+from assay_operator.inference.profiles import EngineProfile, profile_of
 from assay_operator.plan import KEEP_LABEL, Json
 from assay_operator.training.checkpoints import claim_of
 from assay_operator.training.jobfile import STATUS_PORT, job_file
@@ -45,7 +46,8 @@ def children(
     """
     source = parse_source(spec.model.source)
     pointer = {"path": source.path, "version": source.version}
-    document = json.dumps(job_file(identity.name, identity.namespace, spec), indent=1)
+    template = job_engine_template(identity, spec, engine, config)
+    document = json.dumps(_job_file(identity, spec, template), indent=1)
     job = {JOB_KEY: document, _POINTER_KEY: json.dumps(pointer)}
     return (
         _config_map(identity, identity.job, job),
@@ -63,7 +65,7 @@ def children(
                 "podManagementPolicy": "Parallel",
                 "revisionHistoryLimit": 3,
                 "selector": {"matchLabels": identity.selector("engine")},
-                "template": job_engine_template(identity, spec, engine, config),
+                "template": template,
             },
         },
     )
@@ -100,7 +102,8 @@ def trainer_job(
 ) -> Json:
     """The Job of one generation of trainer pods. Any pod's failure fails it: the gang is one."""
     template = trainer_template(identity, spec, profile, config, generation)
-    document = json.dumps(job_file(identity.name, identity.namespace, spec), sort_keys=True)
+    engines = job_engine_template(identity, spec, profile_of(spec.rollout.engine), config)
+    document = json.dumps(_job_file(identity, spec, engines), sort_keys=True)
     # The generation is in the pods' names and labels, and says nothing about what is wanted.
     plain = trainer_template(identity, spec, profile, config, 0)
     made_of = fingerprint(document + json.dumps(plain, sort_keys=True))
@@ -122,6 +125,12 @@ def trainer_job(
             "template": template,
         },
     }
+
+
+def _job_file(identity: JobIdentity, spec: VerifiedRLJobSpec, engines: Json) -> Json:
+    """The job file, for engines that are made from a template."""
+    fused = asks_for_fused(engines)
+    return job_file(identity.name, identity.namespace, spec, fused=fused)
 
 
 def as_it_stands(job: Json) -> Json:
