@@ -60,8 +60,13 @@ class Fake:
             return f'{health}\nsmg_router_requests_total{{model="x"}} {self.requests}'
         return page(running=self.running)
 
-    async def activators(self, pods: list[Json]) -> tuple[Json, ...]:
-        return tuple({"held": self.held, "requests": 0} for _ in pods)
+    async def activators(self, pods: list[Json]) -> tuple[Json | None, ...]:
+        return tuple(
+            None
+            if item["metadata"]["name"] in self.silent
+            else {"held": self.held, "requests": self.held}
+            for item in pods
+        )
 
     def known_kernels(self, item: Json) -> Kernels | None:
         return Kernels(active=False) if item["metadata"]["name"] in self.lacking else None
@@ -223,7 +228,34 @@ async def test_at_rest_a_pass_hears_at_once_of_the_first_request(
     fake.held = 2
     seen = (await alone(scalers, view)).seen
     assert seen and (seen.decision.replicas, seen.decision.reason) == (1, "FirstRequest")
-    assert SERVICE in fake.woken and seen.answers == ({"held": 2, "requests": 0},)
+    assert SERVICE in fake.woken and seen.answers == ({"held": 2, "requests": 2},)
+
+
+async def test_what_waits_at_an_activator_on_its_way_out_is_heard_of_too(
+    scalers: Scalers, view: View, fake: Fake
+) -> None:
+    view.put(service(status=AWAY, version=2))
+    view.remove(pod(SERVICE, "e", "engine"))
+    view.remove(pod(SERVICE, "r", "router"))
+    view.put(leaving := pod(SERVICE, "a", "activator", ready=False))
+    leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    view.put(evicted := pod(SERVICE, "b", "activator", ready=False))
+    evicted["status"]["phase"] = "Failed"
+    fake.held = 2
+    seen = (await alone(scalers, view)).seen
+    assert seen and (seen.decision.replicas, seen.decision.reason) == (1, "FirstRequest")
+    assert seen.decision.findings.sample.held == 2 and fake.attended == ["a"]
+
+
+async def test_only_the_silence_of_an_activator_that_is_ready_is_a_load_that_is_not_known(
+    scalers: Scalers, view: View, fake: Fake
+) -> None:
+    view.put(pod(SERVICE, "a", "activator", ready=False))
+    fake.silent = {"a"}
+    assert (await looked(scalers, view, turns=2)).decision.findings.sample.known
+    view.put(ready := pod(SERVICE, "a", "activator"))
+    ready["metadata"]["resourceVersion"] = "2"
+    assert not (await looked(scalers, view)).decision.findings.sample.known
 
 
 async def test_looks_become_more_frequent_as_soon_as_the_service_wakes(

@@ -81,7 +81,7 @@ class Scan:
         at: when, by a clock that nobody sets, in seconds.
         engines: of those that are ready.
         routers: likewise.
-        activators: likewise, what they answer.
+        activators: likewise, what they answer; and of the others those that do.
     """
 
     at: float

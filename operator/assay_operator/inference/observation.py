@@ -171,10 +171,14 @@ def is_terminating(pod: Json) -> bool:
     return bool(pod["metadata"].get("deletionTimestamp"))
 
 
+def has_ended(pod: Json) -> bool:
+    """Whether its containers have ended for good. One that was evicted stays as an object."""
+    return pod.get("status", {}).get("phase") in _ENDED
+
+
 def is_over(pod: Json) -> bool:
-    """Whether nothing comes of the pod any more: it is on its way out, or has ended. One that was
-    evicted stays as an object."""
-    return is_terminating(pod) or pod.get("status", {}).get("phase") in _ENDED
+    """Whether nothing comes of the pod any more: it is on its way out, or has ended."""
+    return is_terminating(pod) or has_ended(pod)
 
 
 def parse_time(text: str | None) -> datetime | None:

@@ -35,7 +35,9 @@ from assay_operator.inference.observation import (
     Observation,
     Probe,
     Seen,
+    has_ended,
     is_ready,
+    is_terminating,
 )
 from assay_operator.inference.profiles import UnsupportedProfile, profile_of
 from assay_operator.inference.scaling import (
@@ -148,8 +150,10 @@ class Scalers:
             watched.bell.set()
         if rests(spec, status):
             await self._turn(key, watched)
-            waiting = of_component(self._view.pods(key), "activator")
-            self._activators.attend(pod for pod in waiting if is_ready(pod))
+            # One that is on its way out still hands on what it holds.
+            self._activators.attend(
+                pod for pod in self._holding(key) if is_ready(pod) or is_terminating(pod)
+            )
         return watched.seen
 
     def forget(self, key: Key) -> None:
@@ -217,7 +221,7 @@ class Scalers:
         """Asks all pods at once."""
         pods = [pod for pod in self._view.pods(key) if is_ready(pod)]
         engines, routers = of_component(pods, "engine"), of_component(pods, "router")
-        activators = of_component(pods, "activator")
+        activators = self._holding(key)
         # Taken before they answer: one that stays silent would make the span of the others longer.
         at = time.monotonic()
         of_engines, of_routers, answers = await asyncio.gather(
@@ -229,8 +233,18 @@ class Scalers:
             at=at,
             engines=dict(zip(_uids(engines), of_engines, strict=True)),
             routers=dict(zip(_uids(routers), of_routers, strict=True)),
-            activators=dict(zip(_uids(activators), answers, strict=True)),
+            activators={
+                pod["metadata"]["uid"]: answer
+                for pod, answer in zip(activators, answers, strict=True)
+                # Only of one that is ready silence says that something is not known.
+                if answer or is_ready(pod)
+            },
         )
+
+    def _holding(self, key: Key) -> list[Json]:
+        """The activators that may hold requests, whether they still take any or not."""
+        activators = of_component(self._view.pods(key), "activator")
+        return [pod for pod in activators if not has_ended(pod)]
 
     async def _page(self, pod: Json, question: Question, read: Callable[[str], T]) -> T | None:
         try:
