@@ -159,8 +159,9 @@ async def test_one_that_is_told_to_end_finishes_answers_under_way(awake: World) 
 async def test_answers_under_way_have_as_long_as_it_was_told_and_not_as_aiohttp_gives_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    short = 0.01
-    monkeypatch.setitem(web.BaseRunner.__init__.__kwdefaults__, "shutdown_timeout", short)
+    short, defaults = 0.01, web.BaseRunner.__init__.__kwdefaults__
+    assert defaults
+    monkeypatch.setitem(defaults, "shutdown_timeout", short)
     async with world(workers=True, finish_seconds=SOON) as made:
         stream = Stream(made)
         async with made.session.post(made.url + CHAT, data=b"{}") as answer:

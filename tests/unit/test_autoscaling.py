@@ -58,6 +58,20 @@ def test_pending_replicas_are_counted_however_long_they_take() -> None:
     assert peaks[1] <= 2 * peaks[0]
 
 
+def test_how_long_a_start_takes_is_learned_unless_something_else_kept_it_waiting() -> None:
+    """Two hours are no start-up, but a cluster without a free node."""
+    assert Plant(POLICY, step(2, 20, 600)).run(1200).state.startup_s == pytest.approx(60, abs=10)
+    waited = Plant(POLICY, step(2, 20, 600), startup_s=7200.0).run(8400)
+    assert (waited.state.startup_s, waited.state.pending) == (None, ())
+
+
+def test_of_replicas_that_another_driver_brings_it_is_not_learned_how_long_a_start_takes() -> None:
+    plant = Plant(replace(POLICY, acts=False), step(2, 20, 600))
+    plant.change = lambda sample: replace(sample, ready=1 if plant.now < 900 else 30, starting=0)
+    plant.run(1200)
+    assert plant.replicas > 1 and plant.state.startup_s is None
+
+
 def test_after_a_spike_replicas_stay_for_a_window_and_no_longer_than_two() -> None:
     plant = Plant(POLICY, step(3, 20, 1800, 1830)).run(4200)
     peak = max(plant.wanted(), key=lambda change: change[1])

@@ -61,6 +61,10 @@ class TestPolicies:
         assert (made.scale_to_zero_after, made.down_window_s) == (900, 300)
         assert (made.attainment, made.concurrency) == (0.95, 8)
 
+    @pytest.mark.parametrize(("driver", "acts"), [("builtin", True), ("hpa", False)])
+    def test_only_the_builtin_driver_starts_replicas(self, driver: str, acts: bool) -> None:
+        assert policy_of(spec_of({"driver": driver}), PROFILE).acts == acts
+
     def test_what_is_learned_is_kept_for_each_kind_of_engine(self) -> None:
         kinds = {
             policy_of(spec, PROFILE).profile

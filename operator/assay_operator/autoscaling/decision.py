@@ -244,7 +244,8 @@ def _moved(look: Look, verdict: Verdict, state: State) -> State:
         quick = look.since(state.went_down) < look.window_s
         asked = verdict.reason in {"Demand", "Burst", "Measured"}
         caution = min(_MOST_CAUTION, 2 * state.caution) if quick and regret and asked else None
-        pending = (*state.pending, Pending(clock, wanted))
+        # What nobody carries out starts nothing.
+        pending = (*state.pending, Pending(clock, wanted)) if look.policy.acts else ()
         return replace(state, went_up=clock, pending=pending, caution=caution or state.caution)
     pending = tuple(each for each in state.pending if each.replicas <= wanted)
     # A scale-down that no scale-up followed was none to be regretted.

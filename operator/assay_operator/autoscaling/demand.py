@@ -15,7 +15,7 @@ POINT_S = 30.0
 POINTS = 120
 """An hour of history."""
 LONGEST_STARTUP_S = 900.0
-"""What takes longer has another reason than starting, and is not planned for."""
+"""What takes longer has another reason than starting: it is neither learned nor planned for."""
 _MIX_S = 600.0
 _MIX_PRIOR = 2.0
 _PARTS = 32
@@ -177,6 +177,8 @@ def _started(state: State, sample: Sample) -> State:
     took = [state.clock - each.since for each in state.pending if each.replicas <= sample.ready]
     seconds = state.startup_s
     for each in took:
+        if each > LONGEST_STARTUP_S:
+            continue
         # A start that took long counts more: it costs more to be wrong about it.
         old = each if seconds is None else seconds
         seconds = old + (0.5 if each > old else 0.2) * (each - old)

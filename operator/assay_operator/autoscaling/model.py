@@ -87,6 +87,8 @@ class Policy:
         drain_s: a queue that has formed shall be gone after this time, or after a start-up.
         warmup_s: a replica's first seconds, from which nothing is learned.
         memory_s: after this time what was learned has lost two thirds of its weight.
+        acts: whether replicas follow the decision; else another driver sets their number, and how
+            long they take to start is not learned.
     """
 
     min: int = 1
@@ -112,6 +114,7 @@ class Policy:
     drain_s: float = 60.0
     warmup_s: float = 30.0
     memory_s: float = 1800.0
+    acts: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.min <= self.max or self.max < 1:

@@ -63,6 +63,7 @@ def policy_of(spec: InferenceServiceSpec, profile: EngineProfile) -> Policy:
         down_window_s=_span(scaling.scaleDownAfter, Policy.down_window_s),
         profile=_kind(spec, profile),
         prior=_prior(spec, profile),
+        acts=decides(spec),
     )
 
 
