@@ -12,7 +12,7 @@ from assay_operator.api.inference_service import InferenceServiceSpec
 from assay_operator.inference.observation import OtherWriter
 from assay_operator.inference.planner import AT_ONCE_SECONDS
 from assay_operator.inference.profiles import resolve
-from assay_operator.inference.scaling import policy_of, standing, wanted
+from assay_operator.inference.scaling import is_stopped, policy_of, standing, wanted
 from assay_operator.inference.scaling_status import OTHERS_SECONDS, WRITE_SECONDS
 from assay_operator.plan import Json, Ref
 from tests.unit.scaled_fleet import SCALING, Scaled, step
@@ -120,6 +120,26 @@ class TestWanted:
         rests = spec_of({"min": 0})
         assert wanted(rests, {}) == 1
         assert wanted(rests, {"autoscaling": {"driver": "builtin", "replicas": 0}}) == 0
+
+
+    @pytest.mark.parametrize(
+        ("driver", "told", "stopped"),
+        [
+            ("builtin", None, True),
+            ("builtin", {"driver": "builtin", "replicas": 3}, True),
+            ("builtin", {"driver": "builtin", "replicas": 3, "specReplicas": 2}, True),
+            ("builtin", {"driver": "keda", "replicas": 0}, False),
+            ("builtin", {"driver": "builtin", "replicas": 0, "specReplicas": 0}, False),
+            ("keda", None, False),
+        ],
+    )
+    def test_zero_stops_a_service_unless_it_was_written_by_keda(
+        self, driver: str, told: Json | None, stopped: bool
+    ) -> None:
+        status = {"autoscaling": told}
+        assert is_stopped(spec_of({"driver": driver, "min": 0}, replicas=0), status) == stopped
+        assert is_stopped(spec_of({"driver": driver, "min": 1}, replicas=0), status)
+        assert not is_stopped(spec_of({"driver": driver, "min": 0}, replicas=1), status)
 
 
 class TestStandings:
@@ -370,6 +390,27 @@ class TestOtherDrivers:
         cluster.change(replicas=1)
         cluster.reconcile()
         assert (cluster.deployed, cluster.phase) == (1, "Waking")
+
+
+    def test_back_at_builtin_a_service_that_keda_took_to_zero_rests_and_wakes(self) -> None:
+        cluster = Scaled(step(4, 0, 40, 9999), {**ZERO, "driver": "keda"})
+        cluster.live(200, until=lambda: cluster.scaling.get("required") == 0)
+        cluster.change(replicas=0)
+        cluster.live(120, until=lambda: cluster.phase == "Away")
+        cluster.change(autoscaling={**ZERO, "driver": "builtin"})
+        cluster.live(60)
+        assert (cluster.phase, cluster.deployed, cluster.scaling["replicas"]) == ("Away", 0, 0)
+        cluster.held = 1
+        cluster.advance(1)
+        cluster.look()
+        cluster.reconcile()
+        cluster.reconcile()
+        assert (cluster.deployed, cluster.phase) == (1, "Waking")
+        cluster.change(replicas=1)
+        cluster.reconcile()
+        cluster.change(replicas=0)
+        cluster.reconcile()
+        assert cluster.condition("ScalingActive")["reason"] == "Stopped"
 
 
 class TestConditions:

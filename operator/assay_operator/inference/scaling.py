@@ -106,16 +106,24 @@ def decides(spec: InferenceServiceSpec) -> bool:
     return spec.autoscaling is not None and spec.autoscaling.driver == "builtin"
 
 
-def is_stopped(spec: InferenceServiceSpec) -> bool:
-    """Whether spec.replicas of 0 stops a service that scales itself. KEDA means rest by it."""
+def is_stopped(spec: InferenceServiceSpec, status: Json) -> bool:
+    """Whether spec.replicas of 0 stops a service that scales itself.
+
+    KEDA means rest by it. That it wrote the 0 is still known after a change to the builtin driver:
+    from its status at first, then from `specReplicas`, which is 0 only where that driver found one.
+    """
     scaling = spec.autoscaling
-    rests = scaling is not None and scaling.driver == "keda" and scaling.min == 0
-    return spec.replicas == 0 and not rests
+    if spec.replicas or scaling is None or scaling.min:
+        return spec.replicas == 0
+    told = status.get("autoscaling") or {}
+    by_keda = "keda" in (scaling.driver, told.get("driver"))
+    return not by_keda and told.get("specReplicas") != 0
 
 
-def may_rest(spec: InferenceServiceSpec) -> bool:
+def may_rest(spec: InferenceServiceSpec, status: Json) -> bool:
     """Whether there may be no replica, and the next request brings one."""
-    return spec.autoscaling is not None and spec.autoscaling.min == 0 and not is_stopped(spec)
+    scaling = spec.autoscaling
+    return scaling is not None and scaling.min == 0 and not is_stopped(spec, status)
 
 
 def wanted(spec: InferenceServiceSpec, status: Json) -> int:
@@ -124,12 +132,12 @@ def wanted(spec: InferenceServiceSpec, status: Json) -> int:
     Without a decision yet, spec.replicas is where it begins.
     """
     scaling = spec.autoscaling
-    if scaling is None or not decides(spec) or is_stopped(spec):
+    if scaling is None or not decides(spec) or is_stopped(spec, status):
         return spec.replicas
     told = status.get("autoscaling") or {}
     number = told.get("replicas") if told.get("driver") == scaling.driver else None
     if number is None:
-        number = max(1, spec.replicas)
+        number = spec.replicas
     return int(min(scaling.max, max(scaling.min, number)))
 
 
@@ -142,7 +150,7 @@ def fleet_size(spec: InferenceServiceSpec, observation: Observation) -> int:
     status = observation.service.get("status") or {}
     number = wanted(spec, status)
     phase = (status.get("activation") or {}).get("phase")
-    if number or not may_rest(spec) or phase == "Away":
+    if number or not may_rest(spec, status) or phase == "Away":
         return number
     return _deployed(observation)
 
@@ -169,7 +177,7 @@ def interval(spec: InferenceServiceSpec, status: Json) -> float:
 
 def rests(spec: InferenceServiceSpec, status: Json) -> bool:
     """Whether there is no replica, and a request is what is waited for."""
-    return may_rest(spec) and not wanted(spec, status)
+    return may_rest(spec, status) and not wanted(spec, status)
 
 
 def standing(
@@ -254,7 +262,7 @@ def scene(
     pods = [pod for pod in observation.engines if not is_over(pod)]
     return activation.Scene(
         now=now,
-        enabled=may_rest(spec),
+        enabled=may_rest(spec, status),
         wanted=wanted(spec, status),
         engines=_deployed(observation),
         loading=sum(not is_ready(pod) and not _has_failed(pod, now) for pod in pods),

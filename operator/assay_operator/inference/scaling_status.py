@@ -71,9 +71,10 @@ def tell(
     stood = status.get("autoscaling") or {}
     old = stood if stood.get("driver") == scaling.driver else {}
     number = wanted(spec, status)
-    made = _baseline(old, spec, number)
+    stopped = is_stopped(spec, status)
+    made = _baseline(old, spec, number, stopped=stopped)
     seen = observation.seen
-    if seen and not is_stopped(spec) and due(status, spec, seen, now):
+    if seen and not stopped and due(status, spec, seen, now):
         made = _decided(made, old, seen, now)
     made = _with_others(made, observation.other, spec, now)
     verdicts = _verdicts(observation, spec, config, made)
@@ -138,15 +139,15 @@ def remembered(status: Json) -> State:
     return read(data)
 
 
-def _baseline(old: Json, spec: InferenceServiceSpec, number: int) -> Json:
+def _baseline(old: Json, spec: InferenceServiceSpec, number: int, *, stopped: bool) -> Json:
     """status.autoscaling as it was, or as it begins."""
     driver = spec.autoscaling.driver if spec.autoscaling else ""
     made = {"replicas": number, **old, "driver": driver}
     if decides(spec):
+        began = made.pop("specReplicas", None)
         # One who stops a service and lets it go on may choose any number for that.
-        if not made.get("specReplicas") or is_stopped(spec):
-            made["specReplicas"] = spec.replicas
-        made["replicas"] = made["replicas"] if is_stopped(spec) else number
+        if not stopped:
+            made |= {"replicas": number, "specReplicas": began or spec.replicas}
     return made
 
 
@@ -216,7 +217,7 @@ def _active(
     observation: Observation, spec: InferenceServiceSpec, config: OperatorConfig, made: Json
 ) -> Verdict:
     scaling = spec.autoscaling
-    if scaling is None or is_stopped(spec):
+    if scaling is None or is_stopped(spec, observation.service.get("status") or {}):
         told = "spec.replicas is 0, which stops the service: set it to 1 to go on."
         return Verdict(False, "Stopped", told)
     verdict = _decides(made)

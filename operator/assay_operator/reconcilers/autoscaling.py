@@ -135,12 +135,11 @@ class Scalers:
         From now on it is watched. Where it rests, and a request is what is waited for, the
         activators are asked at once; else this waits for nothing.
         """
-        spec = _spec(owner)
-        if spec is None or spec.autoscaling is None or is_stopped(spec):
+        spec, status = _spec(owner), owner.get("status") or {}
+        if spec is None or spec.autoscaling is None or is_stopped(spec, status):
             self.forget(key)
             return None
         watched, uid = self._watched.get(key), owner["metadata"]["uid"]
-        status = owner.get("status") or {}
         if watched is None or watched.uid != uid:
             self.forget(key)
             driver = (status.get("autoscaling") or {}).get("driver") or spec.autoscaling.driver
