@@ -113,6 +113,14 @@ def test_a_router_that_never_goes_holds_up_nothing_for_ever() -> None:
     assert step(replace(SERVING, wanted=0, before=stuck)).phase == "Away"
 
 
+def test_a_clock_that_is_set_back_holds_up_nothing_until_it_has_caught_up() -> None:
+    """As if the phase had lasted for long enough: nobody knows for how long it has."""
+    ahead = NOW + timedelta(hours=2)
+    leaving = replace(SERVING, wanted=0, quiet=False, before=before("Leaving", ahead))
+    assert step(leaving).phase == "Closing"
+    assert step(replace(leaving, before=before("Closing", ahead))).phase == "Away"
+
+
 @pytest.mark.parametrize("phase", ["Leaving", "Closing"])
 def test_a_request_that_comes_meanwhile_turns_it_back(phase: Phase) -> None:
     scene = replace(SERVING, before=before(phase, JUST_NOW))

@@ -238,6 +238,8 @@ def _move(
 
 
 def _seconds(scene: Scene) -> float:
-    """For how long the phase has lasted."""
+    """For how long the phase has lasted; for its longest where a clock that was set back says that
+    it has not begun."""
     since = scene.before.since
-    return (scene.now - since).total_seconds() if since else 0.0
+    span = (scene.now - since).total_seconds() if since else 0.0
+    return span if span >= 0 else LEAVING_SECONDS
