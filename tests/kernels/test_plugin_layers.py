@@ -20,6 +20,7 @@ from assay_kernels.rms_norm import reference as norms
 from assay_kernels.sampler import reference as samples
 from assay_kernels.silu_mul import reference as gates
 from tests.kernels.heads import DEVICE
+from tests.kernels.steps import normal
 
 
 def norm(width: int, **more: Any) -> SimpleNamespace:
@@ -44,7 +45,8 @@ def stock(*_: Any, **__: Any) -> str:
 
 
 def rows(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    """On the CPU, where hooks do not ask SGLang for its mode."""
+    return normal(*shape, seed=seed).cpu()
 
 
 def test_a_norm_and_a_norm_after_an_addition_run_on_the_op() -> None:
@@ -246,7 +248,9 @@ class Sampler(SimpleNamespace):
 
 
 def own_sampler(**more: Any) -> Sampler:
-    return Sampler(**{"rl_on_policy_target": None, "use_ascend_backend": False, **more})
+    return Sampler(
+        **{"rl_on_policy_target": None, "use_ascend_backend": False, "synced": None, **more}
+    )
 
 
 def sample(
@@ -258,7 +262,7 @@ def sample(
     positions = torch.arange(size) + 5
     sampler = own_sampler()
     tokens = around(stock, sampler, output, info, log_probs, [0] * size, [None] * size, positions)
-    assert tokens is sampler.__dict__.get("synced", tokens)
+    assert sampler.synced is (None if tokens == "stock" else tokens)
     return tokens, output
 
 

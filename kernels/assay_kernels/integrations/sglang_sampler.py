@@ -2,7 +2,7 @@
 
 A request's seed and the position of its token say what is drawn; in normal mode, where SGLang asks
 for no seeds, they come from the device's generator, which SGLang keeps alike on all ranks. Tokens
-drawn are those of SGLang's seeded sampler but for rounding; min-p, which that one refuses, works.
+drawn are those of SGLang's seeded sampler but for rounding.
 """
 
 from __future__ import annotations
