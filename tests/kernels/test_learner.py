@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import PretrainedConfig, Qwen2Config
 
+from assay_trainer import exact
 from assay_trainer.kernels import KernelError
 from assay_trainer.learner import Learner
+from assay_trainer.model import random_policy
 from assay_trainer.packing import layout
 from assay_trainer.processes import World
 from tests.kernels.heads import DEVICE
 from tests.trainer.learners import OBJECTIVES, apart, first_gradients
-from tests.trainer.models import batch, job, policy, sequences
+from tests.trainer.models import SIZES, batch, config, job, policy, sequences
 
 MADE = batch(seed=1, groups=3, size=2, unjudged=1, same=1)
 FUSED: dict[str, Any] = {"trainer__kernels": "fused"}
@@ -130,18 +134,41 @@ def test_the_deterministic_model_says_what_the_plain_one_says(kind: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("changes", "what"),
+    ("model", "what"),
     [
-        ({"hidden_act": "gelu"}, r"the activation gelu is not done"),
+        (Qwen2Config(**SIZES), r"architecture qwen2 is none of llama, qwen3"),
+        (config(hidden_act="gelu"), r"the activation gelu is not done"),
         (
-            {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
+            config(rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}),
             r"rotary positions of type linear are not done",
         ),
+        (
+            config(use_sliding_window=True, sliding_window=8, max_window_layers=0),
+            r"sliding windows are not done",
+        ),
     ],
-    ids=["activation", "positions"],
+    ids=["architecture", "activation", "positions", "windows"],
 )
 def test_a_model_whose_operations_are_not_known_is_refused_with_the_reason(
-    changes: dict[str, Any], what: str
+    model: PretrainedConfig, what: str
 ) -> None:
+    made = random_policy(model, temperature=1.0, chunk=7)
     with pytest.raises(KernelError, match=what):
-        Learner(job(**EXACT, trainer__precision="bf16"), World(device=DEVICE), policy(**changes))
+        Learner(job(**EXACT, trainer__precision="bf16"), World(device=DEVICE), made)
+
+
+@pytest.mark.parametrize(
+    ("capability", "what"),
+    [
+        ((9, 0), r"heads are 8 wide: .* only those of 128"),
+        ((8, 0), r"the GPU has compute capability 8\.0: .* on Hopper alone \(9\.x\)"),
+        ((10, 3), r"the GPU has compute capability 10\.3: .* on Hopper alone \(9\.x\)"),
+    ],
+)
+def test_a_gpu_on_which_attention_is_not_known_to_be_exact_is_refused(
+    capability: tuple[int, int], what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    on_gpu: Any = SimpleNamespace(config=config(), device=torch.device("cuda"))
+    with pytest.raises(KernelError, match=what):
+        exact.replace(on_gpu)

@@ -39,6 +39,8 @@ from assay_trainer.packing import Layout
 ARCHITECTURES = ("llama", "qwen3")
 HEAD = 128
 """The width of a head whose decode FlashAttention 3 cuts as it cuts a prefill."""
+HOPPER = 9
+"""Major compute capability of the GPUs on which it was seen to."""
 
 
 def replace(model: PreTrainedModel) -> None:
@@ -48,10 +50,11 @@ def replace(model: PreTrainedModel) -> None:
         model: on the device where it computes; its attention gets a `layout`, as `attention` says.
 
     Raises:
-        KernelError: the architecture is none of those whose operations are known here.
+        KernelError: the architecture is none of those whose operations are known here, or the GPU
+            none on which bits are known to be equal.
     """
     config = model.config
-    if wrong := _misfit(config, model.device):
+    if wrong := _misfit(config) or _misfit_on(model.device, config):
         raise KernelError(f"trainer.deterministic: true, but {wrong}")
     width = config.head_dim
     base = config.rope_parameters["rope_theta"]
@@ -72,7 +75,7 @@ def replace(model: PreTrainedModel) -> None:
             module.forward = partial(_attention, module, table, attend)
 
 
-def _misfit(config: Any, device: torch.device) -> str:
+def _misfit(config: Any) -> str:
     """What of a model is not done here; empty where nothing."""
     if config.model_type not in ARCHITECTURES:
         return f"architecture {config.model_type} is none of {', '.join(ARCHITECTURES)}"
@@ -82,7 +85,20 @@ def _misfit(config: Any, device: torch.device) -> str:
         return f"the activation {config.hidden_act} is not done"
     if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
         return "sliding windows are not done"
-    if device.type == "cuda" and config.head_dim != HEAD:
+    return ""
+
+
+def _misfit_on(device: torch.device, config: Any) -> str:
+    """Why attention of a model is not exact on a device; empty where it is."""
+    if device.type != "cuda":
+        return ""
+    major, minor = torch.cuda.get_device_capability(device)
+    if major != HOPPER:
+        return (
+            f"the GPU has compute capability {major}.{minor}: that FlashAttention 3 decodes as it "
+            f"prefills was seen on Hopper alone ({HOPPER}.x)"
+        )
+    if config.head_dim != HEAD:
         return (
             f"heads are {config.head_dim} wide: FlashAttention 3 decodes as it prefills only those "
             f"of {HEAD}"
