@@ -11,8 +11,9 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,15 @@ REACHED = OPS - {"matmul"}
 """Ops that a server on a CPU comes to: it has no deterministic mode, in which products are ours."""
 ON_CPU = "tensors are on the CPU"
 FUZZED = 1_000
+SOME_REFUSED = (
+    "a token above the vocabulary",
+    "an empty text",
+    "a penalty that float32 takes for 0",
+    "a search with beams",
+    "parameters of a kind that cannot travel",
+    "labels that the metrics do not have",
+)
+"""That end a server without the plugin, or come to each of its hooks."""
 
 
 @pytest.fixture(scope="module")
@@ -92,28 +102,64 @@ def ops(report: Any) -> dict[str, Any]:
     return found
 
 
+def answers(client: httpx.Client, url: str) -> bool:
+    """Whether the server still says something."""
+    return bool(generate(client, url, PROMPTS[0], GREEDY)["output_ids"])
+
+
+def not_refused(
+    client: httpx.Client, url: str, bodies: Mapping[str, Any]
+) -> list[tuple[str, int, str]]:
+    """Of requests that would end a server, those that got no 400 that says why."""
+    wrong = []
+    for name, body in bodies.items():
+        answer = client.post(f"{url}/generate", content=json.dumps(body))
+        if answer.status_code != 400 or not answer.text:
+            wrong.append((name, answer.status_code, answer.text[:200]))
+        assert answers(client, url), name
+    return wrong
+
+
+@dataclass(frozen=True)
+class Stock:
+    """What a server with SGLang's own kernels said.
+
+    Attributes:
+        tokens: of greedy answers to all prompts.
+        log_probs: theirs.
+        record: of its active kernels.
+        not_refused: of some requests that would end it.
+    """
+
+    tokens: list[list[int]]
+    log_probs: list[float]
+    record: Any
+    not_refused: list[tuple[str, int, str]]
+
+
 @pytest.fixture(scope="module")
-def stock(serve: Callable[[str], Any], client: httpx.Client) -> tuple[Any, Any]:
-    """What a server with SGLang's own kernels answers, and its record."""
+def stock(serve: Callable[[str], Any], client: httpx.Client) -> Stock:
+    """A server with SGLang's own kernels, which has ended."""
     with serve("stock") as server:
-        return greedy(client, server.url), kernels(client, server.url)
+        said, record = greedy(client, server.url), kernels(client, server.url)
+        some = {name: REFUSED[name] for name in SOME_REFUSED}
+        return Stock(*said, record, not_refused(client, server.url, some))
 
 
 @pytest.fixture(scope="module")
-def fused(serve: Callable[[str], Any], stock: tuple[Any, Any]) -> Iterator[Server]:
+def fused(serve: Callable[[str], Any], stock: Stock) -> Iterator[Server]:
     """A server with the kernels, after the other has ended."""
     with serve("fused") as server:
         yield server
 
 
-def test_with_stock_kernels_nothing_is_installed_but_requests_are_checked(
-    stock: tuple[Any, Any],
-) -> None:
-    _, report = stock
+def test_with_stock_kernels_nothing_is_installed_but_requests_are_checked(stock: Stock) -> None:
+    report = stock.record
     why_not = "the engine was started with ASSAY_KERNELS=stock"
     assert (report["kernels"], report["hardened"]) == ("stock", True)
     assert (report["active"], report["why_not"]) == (False, why_not)
     assert {name: op["installed"] for name, op in ops(report).items()} == dict.fromkeys(OPS, False)
+    assert stock.not_refused == []
 
 
 def test_fused_kernels_are_active_and_the_record_says_in_which_versions(
@@ -146,12 +192,11 @@ def test_counts_grow_with_requests(fused: Server, client: httpx.Client) -> None:
 
 
 def test_greedy_answers_are_those_of_stock_kernels(
-    fused: Server, stock: tuple[Any, Any], client: httpx.Client
+    fused: Server, stock: Stock, client: httpx.Client
 ) -> None:
-    (tokens, log_probs), _ = stock
     found, found_log_probs = greedy(client, fused.url)
-    assert found == tokens
-    assert found_log_probs == pytest.approx(log_probs, abs=1e-4)
+    assert found == stock.tokens
+    assert found_log_probs == pytest.approx(stock.log_probs, abs=1e-4)
 
 
 def test_sampled_answers_have_log_probs_beside_those_of_the_best_tokens(
@@ -175,21 +220,10 @@ def test_the_record_needs_a_key_where_model_info_does(fused: Server) -> None:
         assert httpx.get(f"{fused.url}{path}", timeout=30, headers=HEADERS).status_code == 200
 
 
-def answers(client: httpx.Client, url: str) -> bool:
-    """Whether the server still says something."""
-    return bool(generate(client, url, PROMPTS[0], GREEDY)["output_ids"])
-
-
 def test_requests_that_would_end_the_server_get_a_400_that_says_why(
     fused: Server, client: httpx.Client
 ) -> None:
-    wrong = []
-    for name, body in REFUSED.items():
-        answer = client.post(f"{fused.url}/generate", content=json.dumps(body))
-        if answer.status_code != 400 or not answer.text:
-            wrong.append((name, answer.status_code, answer.text[:200]))
-        assert answers(client, fused.url), name
-    assert wrong == []
+    assert not_refused(client, fused.url, REFUSED) == []
 
 
 def test_the_openai_endpoints_are_guarded_by_the_same_checks(
