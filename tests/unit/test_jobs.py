@@ -23,7 +23,7 @@ from assay_operator.inference.jobs import (
     weighing_job,
 )
 from assay_operator.inference.objects import engine_template
-from assay_operator.inference.profiles import resolve
+from assay_operator.inference.profiles import profile_of
 from assay_operator.plan import OWNER_LABEL
 from assay_verifiers.config import GateLimits
 from tests.unit.worlds import IDENTITY, SOURCE
@@ -44,8 +44,7 @@ def template(spec: Json | None = None, config: OperatorConfig = CONFIG) -> Json:
     model = InferenceServiceSpec.model_validate(
         {"model": {"source": SOURCE}, "engine": {"accelerator": "cpu"}, **(spec or {})}
     )
-    profile = resolve("auto", "cpu", "throughput", None)
-    return engine_template(IDENTITY, model, profile, config)
+    return engine_template(IDENTITY, model, profile_of(model.engine), config)
 
 
 def own_engine(spec: Json | None = None) -> OwnEngine:
@@ -76,14 +75,14 @@ def gate(engine: OwnEngine | None = None, config: OperatorConfig = CONFIG) -> Js
     )
 
 
-def weighing() -> Json:
+def weighing(engine: OwnEngine | None = None) -> Json:
     return weighing_job(
         NAMED,
         CONFIG,
         QUESTIONS,
         digest=DIGEST,
         mounts=[MODELS, CHECKPOINTS],
-        engine=own_engine(),
+        engine=engine or own_engine(),
     )
 
 
@@ -262,6 +261,16 @@ def test_an_engine_of_the_gates_own_runs_until_the_asking_is_done() -> None:
         assert engine[kept] == theirs[kept]
     assert option(containers(job)["verifier"]["command"], "--candidate") == OWN_ENGINE
     assert job["spec"]["activeDeadlineSeconds"] == 1800 + 300
+
+
+def test_an_own_engine_that_shall_run_fused_kernels_is_asked_for_them() -> None:
+    """A score that SGLang's own kernels had would say nothing of what is served with ours."""
+    fused = own_engine({"engine": {"accelerator": "cpu", "kernels": "fused"}})
+    for job in (gate(fused), weighing(engine=fused)):
+        command = containers(job)["verifier"]["command"]
+        assert option(command, "--candidate-kernels") == "fused"
+    for job in (gate(own_engine()), weighing(), gate()):
+        assert "--candidate-kernels" not in containers(job)["verifier"]["command"]
 
 
 def test_the_own_engine_serves_the_candidate_not_what_the_services_pointer_names() -> None:

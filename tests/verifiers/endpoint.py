@@ -27,6 +27,7 @@ class FakeModel:
         seconds: how long an answer takes.
         token: what a client has to bring.
         provenance: whether each answer tells its weight version, as SGLang's do.
+        kernels: status and JSON that its plugin answers; None: it has no plugin.
     """
 
     def __init__(self, reply: Reply, *, weights: str | None = "w1", openai: bool = True) -> None:
@@ -38,6 +39,7 @@ class FakeModel:
         self.seconds = 0.0
         self.token: str | None = None
         self.provenance = True
+        self.kernels: tuple[int, Any] | None = None
         self.after: Callable[[int], None] = lambda count: None
         self._lock = threading.Lock()
 
@@ -67,7 +69,8 @@ class FakeModel:
             return 200, {"model_path": "/models/tiny", "weight_version": self.weights}
         chat = path == "/v1/chat/completions"
         if body is None or not (chat or path == "/generate"):
-            return 404, {"error": "no such path"}
+            missing = 404, {"error": "no such path"}
+            return (self.kernels if path == "/assay/kernels" else None) or missing
         question = body["messages"][-1]["content"] if chat else body["text"]
         with self._lock:
             self.asked[question] += 1

@@ -105,6 +105,42 @@ def test_the_same_model_on_both_sides_passes_with_the_same_seeds(
     assert asked[0] == asked[1] and len(set(asked[0].values())) == 140
 
 
+@pytest.mark.parametrize(
+    ("kernels", "why"),
+    [
+        (None, "the plugin is not in it"),
+        ((200, {"active": False, "kernels": "fused", "why_not": "no sampler"}), "no sampler"),
+        ((200, {"active": True, "kernels": "stock"}), "it runs stock kernels"),
+        ((200, []), "it runs None kernels"),
+    ],
+)
+def test_a_candidate_without_the_kernels_that_it_would_be_served_with_is_not_judged(
+    gate: Gate, serve: Callable[..., FakeModel], kernels: tuple[int, Any] | None, why: str
+) -> None:
+    candidate, incumbent = serve(right_below(100)), serve(right_below(70))
+    candidate.kernels = kernels
+    told = gate.folder / "summary"
+    options = ("--candidate-kernels", "fused", "--summary", str(told))
+    assert gate(candidate, incumbent, *options) == 2, "which is no refusal"
+    said = json.loads(told.read_text())
+    assert said["verdict"] is None and "does not run the fused kernels" in said["reason"]
+    assert why in said["reason"] and not candidate.asked
+
+
+def test_a_candidate_is_judged_where_it_runs_them_or_nobody_wants_to_know(
+    gate: Gate, serve: Callable[..., FakeModel]
+) -> None:
+    candidate, options = serve(right_below(100)), ("--min-score", "0.5", "--restart")
+    assert gate(candidate, None, *options) == 0
+    fused = (*options, "--candidate-kernels", "fused")
+    candidate.kernels = (200, {"active": True, "kernels": "fused"})
+    assert gate(candidate, None, *fused) == 0
+    incumbent = serve(right_below(0))
+    assert gate(candidate, incumbent, *fused) == 0, "who serves was asked by the operator"
+    candidate.kernels = (403, {})
+    assert gate(candidate, None, *fused) == 3, "silence decides nothing"
+
+
 def test_a_worse_candidate_fails_and_the_items_that_it_lost_are_named(
     gate: Gate, serve: Callable[..., FakeModel], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,6 +27,8 @@ from assay_verifiers.config import Retry
 from assay_verifiers.suites import SuiteItem
 
 Api = Literal["auto", "openai", "sglang"]
+KERNELS_PATH = "/assay/kernels"
+"""Where the plugin in an engine tells what it runs."""
 _LONGEST_ANSWER = 64 << 20
 _TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 
@@ -169,6 +171,21 @@ class Endpoint:
         model = model or (told or {}).get("model_path") or "default"
         version = (told or {}).get("weight_version")
         return Identity(api, str(model), None if version is None else str(version))
+
+    async def lacks_kernels(self) -> str | None:
+        """Why an engine does not run Assay's fused kernels; None where it says that it does.
+
+        Raises:
+            EndpointError: it does not answer.
+        """
+        try:
+            told = await self._json("GET", KERNELS_PATH)
+        except _Missing:
+            return "the plugin is not in it"
+        told = told if isinstance(told, dict) else {}
+        if told.get("active") is True and told.get("kernels") == "fused":
+            return None
+        return str(told.get("why_not") or f"it runs {told.get('kernels')} kernels")
 
     async def ask(self, item: SuiteItem, who: Identity, sampling: Sampling, seed: int) -> Answer:
         """One answer to an item, or why there is none."""

@@ -47,6 +47,8 @@ class Gate:
         ask_again: how often an answer that could not be judged is asked for again.
         restart: throws away what the folder holds.
         first: how many items the first look asks; None: all.
+        fused: whether the candidate must say first that it runs Assay's fused kernels. Scores of
+            other kernels would say nothing of what is to be served.
     """
 
     suite: Suite
@@ -58,6 +60,7 @@ class Gate:
     ask_again: int = 1
     restart: bool = False
     first: int | None = None
+    fused: bool = False
 
 
 @dataclass
@@ -91,7 +94,8 @@ async def run_gate(gate: Gate, bench: Bench, console: Console) -> dict[str, Any]
     Raises:
         Unavailable: a verifier of the suite cannot work here.
         StateError: the folder holds something else.
-        ValueError: the limits ask for nothing.
+        ValueError: the limits ask for nothing, or the candidate does not run the kernels that it
+            must run.
     """
     if gate.limits.minScore is None and "incumbent" not in gate.endpoints:
         raise ValueError("nothing to decide: give --min-score or --incumbent")
@@ -104,8 +108,15 @@ async def run_gate(gate: Gate, bench: Bench, console: Console) -> dict[str, Any]
         for name, endpoint in gate.endpoints.items():
             try:
                 sides[name] = _Side(name, endpoint, await endpoint.identity())
+                asked = gate.fused and name == "candidate"
+                lacks = await endpoint.lacks_kernels() if asked else None
             except EndpointError as reason:
                 return _unreached(gate, name, str(reason), began)
+            if lacks:
+                raise ValueError(
+                    f"nothing was asked: {name} does not run the fused kernels that it would be "
+                    f"served with: {lacks}"
+                )
         for side in sides.values():
             side.saw(side.identity.weight_version)
         with Answers(gate.out, _settings(gate, sides), restart=gate.restart) as answers:

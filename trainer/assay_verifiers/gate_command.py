@@ -60,6 +60,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--api", choices=("auto", "openai", "sglang"), default="auto")
     add("--candidate-model", metavar="NAME", help="default: the first that the endpoint lists")
     add("--incumbent-model", metavar="NAME", help="default: the first that the endpoint lists")
+    add(
+        "--candidate-kernels",
+        choices=("any", "fused"),
+        default="any",
+        help="fused: the candidate must say that it runs Assay's kernels before it is asked "
+        "anything (default: any)",
+    )
     add("--token-env", metavar="NAME", help="environment variable with the bearer token, if any")
     add("--temperature", type=bounded(float, 0, 100), default=0.0)
     add("--top-p", type=bounded(float, 0, 1), default=1.0)
@@ -150,6 +157,7 @@ async def _asked(options: argparse.Namespace) -> dict[str, Any]:
         options.ask_again,
         options.restart,
         options.items,
+        fused=options.candidate_kernels == "fused",
     )
     async with Bench(options.workers) as bench:
         return await gate.run_gate(asked, bench, Console(stderr=True))

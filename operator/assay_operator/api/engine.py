@@ -102,8 +102,9 @@ class Engine(ApiModel):
     kernels: Kernels | None = Field(
         None,
         description="fused: Assay's kernels, which its plugin puts in the place of SGLang's; an "
-        "engine that does not run them gets no requests, and Ready says KernelsInactive. On the "
-        "CPU they are plain PyTorch, which shows that all is wired and is not faster. stock: "
+        "engine that does not run them gets no requests: of a service Ready says KernelsInactive, "
+        "of a job EnginesReady, and a weighing says that it cannot be done. On the CPU they are "
+        "plain PyTorch, which shows that all is wired and is not faster. stock: "
         "SGLang's own, for images without the plugin, too. Default: fused on GPUs, stock on the "
         "CPU.",
     )

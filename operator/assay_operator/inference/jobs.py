@@ -156,7 +156,7 @@ def gate_job(
         engine: started in the pod for the candidate, where no running engine can load it.
     """
     pod: Json = {
-        "containers": [asking(config, questions, candidate, incumbent)],
+        "containers": [asking(config, questions, candidate, incumbent, engine)],
         "volumes": [suite(questions), SCRATCH],
     }
     annotations: dict[str, str] = {}
@@ -203,7 +203,7 @@ def weighing_job(
     )
     pod: Json = {
         "initContainers": [inspect],
-        "containers": [asking(config, questions, OWN_ENGINE, None)],
+        "containers": [asking(config, questions, OWN_ENGINE, None, engine)],
         "volumes": [*volumes(mounts), suite(questions), SCRATCH],
     }
     pod, annotations = with_engine(pod, engine)

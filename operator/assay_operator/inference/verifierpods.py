@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from assay_operator.config import OperatorConfig
+from assay_operator.inference.kernels import asks_for_fused
 from assay_operator.inference.merge import strategic_merge
 from assay_operator.inference.objects import (
     CONTAINER_SECURITY,
@@ -125,14 +126,23 @@ def inspection(folder: str, incumbent: str | None, digest: str | None, code: boo
 
 
 def asking(
-    config: OperatorConfig, questions: Questions, candidate: str, incumbent: str | None
+    config: OperatorConfig,
+    questions: Questions,
+    candidate: str,
+    incumbent: str | None,
+    engine: OwnEngine | None = None,
 ) -> Json:
-    """The container that asks; `gate_job` says what is what."""
+    """The container that asks; `gate_job` says what is what.
+
+    An engine of its own nobody else reaches, so it is this container that asks for its kernels.
+    """
     limits = questions.limits
+    fused = engine is not None and asks_for_fused(engine.template)
     command = [
         *("python3", "-m", "assay_verifiers", "gate"),
         *("--suite", f"{SUITE_MOUNT}/{SUITE_FILE}"),
         *("--candidate", candidate),
+        *(("--candidate-kernels", "fused") if fused else ()),
         *(("--incumbent", incumbent) if incumbent else ()),
         *(("--min-score", str(limits.minScore)) if limits.minScore is not None else ()),
         *("--max-regression", str(limits.maxRegression)),
