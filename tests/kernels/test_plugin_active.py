@@ -122,7 +122,7 @@ def test_the_record_of_a_process_that_has_ended_does_not_count(tmp_path: Path, e
 def test_an_engine_that_starts_deletes_records_of_ended_schedulers_and_no_other(
     tmp_path: Path, ended: int
 ) -> None:
-    """Two engines may share a folder, as may an engine and the one whose container it replaces."""
+    """Those of an engine that a container ran before; not of another one that has this folder."""
     for pid in (ended, os.getpid(), os.getppid()):
         active.write(tmp_path, replace(FIRST, pid=pid))
     active.forget_ended(tmp_path)
