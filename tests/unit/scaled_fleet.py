@@ -150,7 +150,7 @@ class Scaled(Cluster):
         decision = decide(self.policy, self.state, told)
         known = self.seen.unknown_s if self.seen else 0.0
         unknown_s = 0.0 if told.known else known + told.seconds
-        answer = {"held": self.held, "oldestWaitSeconds": 0.0, "requests": 0}
+        answer = {"held": self.held, "requests": 0}
         answers = ({**answer, "lastWakeSeconds": None},) if self.scales_to_zero else ()
         self.seen = Seen(decision, unknown_s, load == 0, answers)
         self.state = decision.state

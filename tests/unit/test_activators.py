@@ -113,7 +113,7 @@ async def test_one_that_is_gone_is_attended_no_more(at_zero: World, operator: He
     waits.cancel()
 
 
-@pytest.mark.parametrize("said", ["[]", "{}", "busy", '{"held": 1}'])
+@pytest.mark.parametrize("said", ["[]", "{}", "busy", '{"held": 1, "lastWakeSeconds": null}'])
 async def test_what_is_no_status_is_unknown(
     operator: Heard, monkeypatch: pytest.MonkeyPatch, said: str
 ) -> None:

@@ -121,7 +121,6 @@ class TestWanted:
         assert wanted(rests, {}) == 1
         assert wanted(rests, {"autoscaling": {"driver": "builtin", "replicas": 0}}) == 0
 
-
     @pytest.mark.parametrize(
         ("driver", "told", "stopped"),
         [
@@ -390,7 +389,6 @@ class TestOtherDrivers:
         cluster.change(replicas=1)
         cluster.reconcile()
         assert (cluster.deployed, cluster.phase) == (1, "Waking")
-
 
     def test_back_at_builtin_a_service_that_keda_took_to_zero_rests_and_wakes(self) -> None:
         cluster = Scaled(step(4, 0, 40, 9999), {**ZERO, "driver": "keda"})

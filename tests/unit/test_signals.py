@@ -242,22 +242,48 @@ class TestSamples:
         assert found is not None and found.itl == found.answers
         assert found.answers.count == 10
 
-    def test_a_request_that_waits_at_the_activator_counts_when_it_begins_to_wait(self) -> None:
-        def at(seconds: float, held: int, came: float) -> Scan:
-            return Scan(
-                seconds,
-                routers={"r": RouterPage(came, frozenset())},
-                activators={"x": {"held": held, "requests": 9}},
-            )
+    @pytest.mark.parametrize(
+        ("before", "after", "arrivals"),
+        [
+            pytest.param((0, 9, 0), (3, 12, 0), 3, id="three begin to wait"),
+            pytest.param((3, 12, 0), (0, 12, 4), 1, id="three of four at the router waited before"),
+            pytest.param((0, 9, 0), (0, 11, 2), 2, id="two pass through at once"),
+            pytest.param(
+                (512, 600, 0), (512, 650, 0), 50, id="fifty are refused: all places taken"
+            ),
+            pytest.param((5, 12, 0), (5, 17, 0), 5, id="five leave, and five others come"),
+            pytest.param((0, 12, 3), (2, 12, 3), 0, id="two come back from a router"),
+            pytest.param((4, 12, 0), (2, 2, 0), 2, id="the activator was started anew"),
+        ],
+    )
+    def test_a_request_that_comes_to_the_activator_counts_there_and_not_again_at_the_router(
+        self, before: tuple[int, int, int], after: tuple[int, int, int], arrivals: int
+    ) -> None:
+        found = between(held(0, *before), held(1, *after), ready="")
+        assert (found.arrivals, found.held) == (arrivals, after[0])
 
-        begins = between(at(0, 0, 0), at(1, 3, 0), ready="")
-        assert (begins.arrivals, begins.held) == (3, 3)
-        ends = between(at(1, 3, 0), at(2, 0, 4), ready="")
-        assert (ends.arrivals, ends.held) == (1, 0), "three of the four had been counted"
+    def test_what_waited_at_an_activator_that_is_gone_is_not_counted_again(self) -> None:
+        after = Scan(1, routers={"r": RouterPage(5, frozenset())})
+        assert between(held(0, 3, 9, 0), after, ready="").arrivals == 2
+        assert between(after, held(2, 4, 90, 5), ready="").arrivals == 4, "another one"
 
     def test_a_silent_activator_is_unknown(self) -> None:
         silent = Scan(1, activators={"x": None})
-        assert between(Scan(0, activators={"x": {"held": 0}}), silent, ready="").arrivals is None
+        assert (
+            between(
+                Scan(0, activators={"x": {"held": 0, "requests": 0}}), silent, ready=""
+            ).arrivals
+            is None
+        )
+
+
+def held(at: float, waiting: int, came: int, routed: float) -> Scan:
+    """An activator where so many wait of all that came, and a router that got so many."""
+    return Scan(
+        at,
+        routers={"r": RouterPage(routed, frozenset())},
+        activators={"x": {"held": waiting, "requests": came}},
+    )
 
 
 class TestQuiet:

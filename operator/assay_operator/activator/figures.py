@@ -61,7 +61,6 @@ class Figures:
         """What the operator is told."""
         return {
             "held": self._hall.held,
-            "oldestWaitSeconds": round(self._hall.oldest, 3),
             "requests": self._came,
             "lastWakeSeconds": None if self._last_wake is None else round(self._last_wake, 3),
         }

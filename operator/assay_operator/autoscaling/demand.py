@@ -176,9 +176,7 @@ def _started(state: State, sample: Sample) -> State:
         return state
     took = [state.clock - each.since for each in state.pending if each.replicas <= sample.ready]
     seconds = state.startup_s
-    for each in took:
-        if each > LONGEST_STARTUP_S:
-            continue
+    for each in (each for each in took if each <= LONGEST_STARTUP_S):
         # A start that took long counts more: it costs more to be wrong about it.
         old = each if seconds is None else seconds
         seconds = old + (0.5 if each > old else 0.2) * (each - old)

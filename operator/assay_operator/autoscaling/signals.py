@@ -290,12 +290,36 @@ def _arrivals(before: Scan | None, scan: Scan) -> float | None:
     """Requests that came to the service since the look before, None where they are not known.
 
     A request that waited at an activator comes to a router when its wait is over: it counts when it
-    begins to wait. So what came to the routers is taken together with how the wait has changed.
+    begins to wait, and so does one that is refused there. So of what came to the routers as many are
+    left out as wait no more, though some of these may have been given up, which is not told.
     """
-    came = _routed(before, scan) if before else None
-    if before is None or came is None or None in scan.activators.values():
+    routed = _routed(before, scan) if before else None
+    if before is None or routed is None or None in scan.activators.values():
         return None
-    return max(0.0, came + _held(scan) - _held(before))
+    came, left = _waited(before, scan)
+    return came + max(0.0, routed - left)
+
+
+def _waited(before: Scan, scan: Scan) -> tuple[int, int]:
+    """Requests that came to activators since the look before, and those that wait there no more."""
+    came = 0
+    left = sum(
+        then["held"]
+        for uid, then in before.activators.items()
+        if then and uid not in scan.activators
+    )
+    for uid, now in scan.activators.items():
+        if now is None:
+            continue
+        then = before.activators.get(uid)
+        # Of one that was not known, or was started anew, it is known what waits there now.
+        known = then if then and then["requests"] <= now["requests"] else None
+        new = now["requests"] - known["requests"] if known else now["held"]
+        had = known["held"] if known else 0
+        came += new
+        # One that comes back from a router without a worker waits again.
+        left += max(0, had + new - now["held"])
+    return came, left
 
 
 def _routed(before: Scan, scan: Scan) -> float | None:

@@ -19,7 +19,7 @@ STATUS = Question(ACTIVATOR_STATUS_PORT, "/status", SOON_SECONDS)
 _ATTEND = Question(
     ACTIVATOR_STATUS_PORT, f"/status?until=held&seconds={ATTEND_SECONDS}", ATTEND_SECONDS + 10.0
 )
-_FIELDS = frozenset({"held", "lastWakeSeconds"})
+_FIELDS = frozenset({"held", "requests", "lastWakeSeconds"})
 
 
 class Activators:
@@ -36,8 +36,8 @@ class Activators:
         self.wake = wake
 
     async def ask(self, pods: Iterable[Json]) -> tuple[Json | None, ...]:
-        """What each says now: how many requests it has `held`, and `lastWakeSeconds`; None where
-        it does not answer."""
+        """What each says now: how many requests it has `held`, how many `requests` came to it since
+        it began, and `lastWakeSeconds`; None where it does not answer."""
         return tuple(await asyncio.gather(*(self._ask(pod, STATUS) for pod in pods)))
 
     def attend(self, pods: Iterable[Json]) -> None:
