@@ -559,7 +559,8 @@ def test_all_policies_have_grids_of_one_size() -> None:
     assert set(found) == set(compare.POLICIES)
 
 
-def test_every_policy_serves_the_burst_and_the_rest() -> None:
+def test_every_policy_serves_the_burst_with_more_replicas_and_lets_them_go() -> None:
+    """Each with the first of its settings; but for a fixed number, which serves it all the same."""
     setup = compare.Setup(BURST, WORLD, 0.0, 450.0, 900.0)
     tried: set[str] = set()
     for setting in compare.settings(setup, [OBJECTIVE]):
@@ -567,4 +568,17 @@ def test_every_policy_serves_the_burst_and_the_rest() -> None:
             tried.add(setting.policy)
             run = compare.replay(setup, setting)
             assert all(served.times == 1 for served in run.served), setting.policy
+            before, during, after = (
+                wanted(run, setting.first, *span) for span in ((0, 300), (300, 420), (420, 900))
+            )
+            moves = max(during) > min(before) and max(during) > min(after)
+            assert moves == (setting.policy != compare.STATIC), setting.policy
     assert tried == set(compare.POLICIES)
+
+
+def wanted(run: Run, first: int, begin: float, end: float) -> set[int]:
+    """The numbers of replicas that were wanted from one time to another."""
+    changes = [Scaling(0.0, first, first), *run.scalings, Scaling(math.inf, 0, 0)]
+    return {
+        one.after for one, following in pairwise(changes) if one.at < end and following.at > begin
+    }
