@@ -61,9 +61,9 @@ def teaches(sample: Sample) -> bool:
     """Whether capacity may be learned from it.
 
     Not from cold replicas, which are not in `measured`, nor while others start or load weights and
-    take memory, disks and cores from them, nor while one is silent and may be at anything. Those that failed are not counted: else one that no node
-    takes would end all learning. Nor from a queue: how long one is depends on what came earlier, and
-    while prompts wait, nothing is decoded.
+    take memory, disks and cores from them, nor while one is silent and may be at anything. Those
+    that failed are not counted: else one that no node takes would end all learning. Nor from a
+    queue: how long one is depends on what came earlier, and while prompts wait, nothing is decoded.
     """
     seen = sample.measured
     quiet = not (sample.starting or sample.away or sample.silent or sample.rollout)

@@ -290,8 +290,8 @@ def _arrivals(before: Scan | None, scan: Scan) -> float | None:
     """Requests that came to the service since the look before, None where they are not known.
 
     A request that waited at an activator comes to a router when its wait is over: it counts when it
-    begins to wait, and so does one that is refused there. So of what came to the routers as many are
-    left out as wait no more, though some of these may have been given up, which is not told.
+    begins to wait, and so does one that is refused there. So of what came to the routers as many
+    are left out as wait no more, though some of these may have been given up, which is not told.
     """
     routed = _routed(before, scan) if before else None
     if before is None or routed is None or None in scan.activators.values():
