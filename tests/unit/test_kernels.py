@@ -188,13 +188,18 @@ def test_a_template_whose_pods_lack_them_replaces_no_more_of_those_that_serve() 
     mark = mark_of(decide(world(old, says={"old": None})))
     new = engine("new", "10.0.0.2", mark=mark)
     made = decide(world(old, new, says={"old": None, "new": LACKS}))
-    assert deployment(made)["paused"] is True
+    held = deployment(made)
+    assert held["paused"] is True
+    # A paused Deployment ends its old pods all the same once enough new ones are available.
+    assert held["minReadySeconds"] > 60 * 365 * 24 * 3600 < held["progressDeadlineSeconds"]
+    assert held["minReadySeconds"] < held["progressDeadlineSeconds"] < 2**31
     assert made.status["readyReplicas"] == 1, "what served goes on serving"
     assert condition(made, "EnginesReady")["reason"] == "KernelsInactive"
 
     stock = {"engine": {"accelerator": "cpu", "kernels": "stock"}}
     mended = decide(world(old, new, says={"old": None, "new": LACKS}, spec=stock))
     assert "paused" not in deployment(mended), "another template may be the remedy"
+    assert deployment(mended)["minReadySeconds"] == 10
     late = decide(world(old, new, says={"old": None, "new": RUNS}))
     assert "paused" not in deployment(late)
 

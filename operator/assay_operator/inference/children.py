@@ -24,6 +24,10 @@ from assay_operator.inference.templates import marked
 from assay_operator.plan import Json
 
 POINTER_FILE = "pointer.json"
+_NO_DEADLINE = 2**31 - 1
+"""Of a Deployment's progress, as Kubernetes has it."""
+_NEVER_AVAILABLE = _NO_DEADLINE - 1
+"""Seconds that no pod is ready for; the API server wants a deadline beyond them."""
 
 
 def desired(
@@ -194,11 +198,12 @@ def _deployment(
         "spec": {
             "replicas": replicas,
             "revisionHistoryLimit": 3,
-            "progressDeadlineSeconds": progress_seconds,
+            "progressDeadlineSeconds": _NO_DEADLINE if paused else progress_seconds,
             **({"paused": True} if paused else {}),
             # The operator needs a moment to prove a new replica and to route to it before an old
-            # one goes.
-            "minReadySeconds": 10,
+            # one goes. A paused Deployment is still scaled, and its controller ends all old pods
+            # once as many new ones are available as there are to be: of a lone replica, the one.
+            "minReadySeconds": _NEVER_AVAILABLE if paused else 10,
             "strategy": {
                 "type": "RollingUpdate",
                 # A lone replica is replaced without a gap. Of several, one may go first: where
