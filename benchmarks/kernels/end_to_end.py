@@ -112,8 +112,8 @@ def notes(found: Found, load: Load, apart: bool) -> list[str]:
     filters = "without filters" if load.top_p >= 1 else f"top-p {load.top_p}"
     said = [
         f"Random prompts of {load.prompt} tokens, answers of {load.output}, temperature 1, "
-        f"{filters}; twice as many requests as are in flight, at least 16. Weights of a Qwen3-0.6B's shape, "
-        "at random.",
+        f"{filters}; twice as many requests as are in flight, at least 16. Weights of a "
+        "Qwen3-0.6B's shape, at random.",
         f"{how} FA3, CUDA graphs for decoding; normal mode samples by SGLang's PyTorch backend, "
         "which without filters is what its flashinfer backend does too.",
         "Static batches of transformers: one `generate` for all requests in flight, SDPA; "
