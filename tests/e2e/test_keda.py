@@ -23,6 +23,7 @@ from tests.e2e.scaling import (
     WAKE_SECONDS,
     change,
     decision,
+    wait_phase,
     wait_same_number,
     wait_scaling,
     written,
@@ -87,6 +88,18 @@ def test_replicas_follow_a_falling_load_by_keda_without_a_failed_request(scaled:
         scaled.wait_ready(NAME, replicas=1)
         load.wait_for_answers(10)
     assert load.failures() == []
+
+
+def test_keda_takes_the_last_replica_and_requests_that_wait_bring_it_back(scaled: Kube) -> None:
+    change(scaled, {**BY_KEDA, "min": 0, "max": 1, "scaleToZeroAfter": "10s"})
+    wait_for("spec.replicas of 0, by KEDA", lambda: written(scaled) == 0, SCALE_SECONDS, 1)
+    wait_phase(scaled, "Away")
+    with Load(scaled, NAME, threads=4, patience=WAKE_SECONDS) as load:
+        wait_for("spec.replicas of 1, by KEDA", lambda: written(scaled) == 1, SCALE_SECONDS, 1)
+        load.wait_for_answers(16, WAKE_SECONDS)
+    assert load.failures() == []
+    change(scaled, BY_KEDA)
+    wait_scaling(scaled, "DriverScales")
 
 
 def test_the_chart_does_not_take_the_external_metrics_away_from_keda(
