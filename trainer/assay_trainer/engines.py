@@ -1,10 +1,10 @@
 """The engines that draw completions: who gets which prompt, who is out, how it comes back.
 
 An engine is *usable* when it answers and has the current weights, seen in its own report, and runs
-the kernels that the job wants. One that
-fails a request or an update is out at once; a task looks at it again and again, gives it the
-current weights, and only then it gets a prompt. So no completion is ever drawn with weights that
-this run did not give, whatever an engine was restarted with.
+the kernels that the job wants. One that fails a request or an update is out at once; a task looks
+at it again and again, gives it the current weights, and only then it gets a prompt. So no
+completion is ever drawn with weights that this run did not give, whatever an engine was restarted
+with.
 """
 
 from __future__ import annotations
@@ -28,12 +28,11 @@ from assay_trainer.engine import (
 )
 from assay_trainer.settings import Rollout
 from assay_trainer.versions import Loaded, Update, Weights, age
+from assay_verifiers.endpoints import KERNELS_PATH, why_not_fused
 
 FIRST_WAIT = 0.5
 DOUBLINGS = 6
 """An engine that fails again and again is looked at every 32 seconds in the end."""
-KERNELS_PATH = "/assay/kernels"
-"""Where the plugin in an engine tells what it runs."""
 
 
 @dataclass(frozen=True)
@@ -363,9 +362,8 @@ class Engines:
         except EngineFailure as reason:
             if reason.status != 404:
                 raise
-            told = {"why_not": "the plugin is not in it"}
-        told = told if isinstance(told, dict) else {}
-        if told.get("active") is True and told.get("kernels") == "fused":
-            return
-        why = told.get("why_not") or f"it runs {told.get('kernels')} kernels"
-        raise EngineFailure(f"does not run the fused kernels that rollout.kernels asks for: {why}")
+            told = None
+        if why_not := why_not_fused(told):
+            raise EngineFailure(
+                f"does not run the fused kernels that rollout.kernels asks for: {why_not}"
+            )

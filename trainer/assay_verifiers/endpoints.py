@@ -37,6 +37,20 @@ class EndpointError(Exception):
     """An endpoint does not answer as it should; the message says how, in a line."""
 
 
+def why_not_fused(told: object) -> str | None:
+    """Why an engine does not run Assay's fused kernels, None where it does.
+
+    Args:
+        told: what it answers at `KERNELS_PATH`; None where it has no such path.
+    """
+    if told is None:
+        return "the plugin is not in it"
+    known = told if isinstance(told, dict) else {}
+    if known.get("active") is True and known.get("kernels") == "fused":
+        return None
+    return str(known.get("why_not") or f"it runs {known.get('kernels')} kernels")
+
+
 class _Transient(EndpointError):
     """It may be better in a moment."""
 
@@ -179,13 +193,9 @@ class Endpoint:
             EndpointError: it does not answer.
         """
         try:
-            told = await self._json("GET", KERNELS_PATH)
+            return why_not_fused(await self._json("GET", KERNELS_PATH))
         except _Missing:
-            return "the plugin is not in it"
-        told = told if isinstance(told, dict) else {}
-        if told.get("active") is True and told.get("kernels") == "fused":
-            return None
-        return str(told.get("why_not") or f"it runs {told.get('kernels')} kernels")
+            return why_not_fused(None)
 
     async def ask(self, item: SuiteItem, who: Identity, sampling: Sampling, seed: int) -> Answer:
         """One answer to an item, or why there is none."""
