@@ -39,7 +39,7 @@ test-keda: $(READY) ## The one test that `make test` leaves out: autoscaling by 
 	@$(RUN) -m tests.all tests/e2e/test_keda.py
 
 test-unit: $(READY) ## Only the tests that need no cluster and no SGLang (seconds)
-	@$(RUN) -m pytest tests/unit
+	@$(RUN) -m pytest tests/unit -n auto --dist worksteal
 
 test-verifiers: $(READY) ## Only the verifiers' tests: sandboxes, workers, gate (two minutes, no cluster)
 	@$(RUN) -m tests.verifiers

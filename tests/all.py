@@ -21,7 +21,7 @@ from tests.cluster.settings import REPOSITORY
 
 RUNS = (
     # By itself: it has Triton interpret its kernels, wherever in the process they are used.
-    ("tests/kernels",),
+    ("tests/kernels", "-n", "auto", "--dist", "worksteal"),
     (
         *("tests/trainer", "tests/engine", "tests/integration", "tests/e2e"),
         # KEDA takes ten minutes to compile: `make test-keda`.
