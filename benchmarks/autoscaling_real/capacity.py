@@ -13,6 +13,7 @@ from assay_operator.autoscaling.model import Policy
 from benchmarks.autoscaling import fit
 from benchmarks.autoscaling.engine import Engine
 from benchmarks.autoscaling.policy import Objective
+from benchmarks.autoscaling.score import most_within
 from benchmarks.autoscaling.trace import Request, Trace
 from benchmarks.common import Json
 
@@ -56,12 +57,7 @@ def thinned(trace: Trace, share: float, seed: int) -> list[Request]:
 
 def busiest(trace: Trace, window: float = MINUTE_S) -> float:
     """The highest rate over a window, in requests a second."""
-    most = oldest = 0
-    for newest, one in enumerate(trace):
-        while one.at - trace[oldest].at >= window:
-            oldest += 1
-        most = max(most, newest - oldest + 1)
-    return most / window
+    return most_within([one.at for one in trace], window) / window
 
 
 def felt_of(line: Json) -> tuple[float, float]:

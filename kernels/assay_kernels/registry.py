@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
+KINDS = (torch.bfloat16, torch.float16, torch.float32)
 _log = logging.getLogger(__name__)
 
 OPS = {
@@ -120,6 +122,20 @@ def obstacle_of(device: torch.device) -> str | None:
     found = torch.cuda.get_device_capability(device)
     if found < OLDEST:
         return f"compute capability {found[0]}.{found[1]} is below {OLDEST[0]}.{OLDEST[1]}"
+    return None
+
+
+def dtype_misfit(tensor: Tensor, said: str) -> str | None:
+    """What of a tensor's dtype keeps a call from kernels of floats up to 32 bits.
+
+    Args:
+        tensor: that the kernel reads.
+        said: how the sentence about its dtype begins: "x is".
+    """
+    if tensor.dtype not in KINDS:
+        return f"{said} {tensor.dtype}"
+    if interpreted() and tensor.dtype != torch.float32:
+        return "Triton's interpreter is right in float32 only"
     return None
 
 

@@ -27,3 +27,9 @@ if not torch.cuda.is_available():
 def pytest_configure(config: pytest.Config) -> None:
     """Padding is computed and dropped: what the interpreter says of it says nothing of results."""
     config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning:triton.runtime.interpreter")
+
+
+@pytest.fixture
+def true_float32() -> None:
+    """float32 products are float32's, not TF32's, for ours and for PyTorch's."""
+    torch.backends.cuda.matmul.allow_tf32 = False

@@ -29,13 +29,8 @@ SHAPES = [
 TINY = 4 * 2**20
 """Bytes of logits that make many groups of most shapes."""
 
+pytestmark = pytest.mark.usefixtures("true_float32")
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-
-
-@pytest.fixture(autouse=True)
-def true_float32() -> None:
-    """float32 products are float32's, not TF32's, for ours and for PyTorch's."""
-    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 @every_dtype

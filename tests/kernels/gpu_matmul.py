@@ -23,13 +23,8 @@ SHAPES = [
     (3_000, 1_000, 300),
 ]
 
+pytestmark = pytest.mark.usefixtures("true_float32")
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-
-
-@pytest.fixture(autouse=True)
-def true_float32() -> None:
-    """float32 products are float32's, not TF32's, for ours and for PyTorch's."""
-    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 @every_dtype

@@ -27,10 +27,9 @@ from assay_kernels.linear_logprob.passes import (
     turn,
 )
 from assay_kernels.linear_logprob.reference import LogProbs
-from assay_kernels.registry import Op, interpreted, obstacle_of
+from assay_kernels.registry import Op, dtype_misfit, obstacle_of
 
 OP = Op("linear_logprob")
-KINDS = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def linear_logprob(
@@ -99,11 +98,7 @@ def check(
 
 def why_not(hidden: Tensor) -> str | None:
     """What keeps this call from the kernels."""
-    if hidden.dtype not in KINDS:
-        return f"hidden states are {hidden.dtype}"
-    if interpreted() and hidden.dtype != torch.float32:
-        return "Triton's interpreter is right in float32 only"
-    return obstacle_of(hidden.device)
+    return dtype_misfit(hidden, "hidden states are") or obstacle_of(hidden.device)
 
 
 def _forward(

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from assay_kernels.matmul import reference
-from assay_kernels.registry import Op, interpreted, obstacle_of
+from assay_kernels.registry import Op, dtype_misfit, obstacle_of
 from assay_kernels.rows import rows_of
 
 OP = Op("matmul")
-KINDS = (torch.bfloat16, torch.float16, torch.float32)
 SPLIT = 2048
 """Elements along K that are summed before another such sum is added. What bits depend on."""
 _TILES = 2**16
@@ -116,11 +115,7 @@ def check(x: Tensor, weight: Tensor, bias: Tensor | None, out_dtype: torch.dtype
 
 def why_not(x: Tensor) -> str | None:
     """What keeps this call from the kernel."""
-    if x.dtype not in KINDS:
-        return f"x is {x.dtype}"
-    if interpreted() and x.dtype != torch.float32:
-        return "Triton's interpreter is right in float32 only"
-    return obstacle_of(x.device)
+    return dtype_misfit(x, "x is") or obstacle_of(x.device)
 
 
 @functools.cache

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from assay_kernels.qk_norm_rope import reference
-from assay_kernels.registry import Op, interpreted, obstacle_of
+from assay_kernels.registry import Op, dtype_misfit, obstacle_of
 
 OP = Op("qk_norm_rope")
-KINDS = (torch.bfloat16, torch.float16, torch.float32)
 WIDEST = 512
 """Heads of more numbers than this do not fit into registers."""
 _HEADS, _HEADS_BACKWARD = 4, 8
@@ -96,10 +95,8 @@ def check(q: Tensor, k: Tensor, cos_sin: Tensor, positions: Tensor, **weights: T
 
 def why_not(q: Tensor) -> str | None:
     """What keeps this call from the kernels."""
-    if q.dtype not in KINDS:
-        return f"heads are {q.dtype}"
-    if interpreted() and q.dtype != torch.float32:
-        return "Triton's interpreter is right in float32 only"
+    if misfit := dtype_misfit(q, "heads are"):
+        return misfit
     width = q.shape[2]
     if width & (width - 1) or width > WIDEST:
         return f"heads of {width} elements are not a power of 2 up to {WIDEST}"

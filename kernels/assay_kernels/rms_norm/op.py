@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from assay_kernels.registry import Op, interpreted, obstacle_of
+from assay_kernels.registry import Op, dtype_misfit, obstacle_of
 from assay_kernels.rms_norm import reference
 from assay_kernels.rows import rows_of
 
 OP = Op("rms_norm")
-KINDS = (torch.bfloat16, torch.float16, torch.float32)
 WIDEST = 32_768
 """A row is held in registers as a whole."""
 _ROWS = 16
@@ -88,10 +87,8 @@ def check(x: Tensor, residual: Tensor | None, weight: Tensor) -> None:
 
 def why_not(x: Tensor) -> str | None:
     """What keeps this call from the kernels."""
-    if x.dtype not in KINDS:
-        return f"x is {x.dtype}"
-    if interpreted() and x.dtype != torch.float32:
-        return "Triton's interpreter is right in float32 only"
+    if misfit := dtype_misfit(x, "x is"):
+        return misfit
     if x.shape[-1] > WIDEST:
         return f"rows are wider than {WIDEST}"
     return obstacle_of(x.device)

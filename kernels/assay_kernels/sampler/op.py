@@ -7,12 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from assay_kernels.registry import Op, interpreted, obstacle_of
+from assay_kernels.registry import Op, dtype_misfit, interpreted, obstacle_of
 from assay_kernels.sampler import reference
 from assay_kernels.sampler.reference import Sampled, Scored
 
 OP = Op("sampler")
-KINDS = (torch.bfloat16, torch.float16, torch.float32)
 _MOST = 2**30
 """Tokens are counted in 32 bits."""
 _GROUP = 128
@@ -118,10 +117,8 @@ def check(
 
 def why_not(logits: Tensor) -> str | None:
     """What keeps this call from the kernels."""
-    if logits.dtype not in KINDS:
-        return f"logits are {logits.dtype}"
-    if interpreted() and logits.dtype != torch.float32:
-        return "Triton's interpreter is right in float32 only"
+    if misfit := dtype_misfit(logits, "logits are"):
+        return misfit
     if logits.shape[1] > _MOST:
         return f"the vocabulary is larger than {_MOST}"
     return obstacle_of(logits.device)

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from assay_kernels.registry import Op, interpreted, obstacle_of
+from assay_kernels.registry import Op, dtype_misfit, obstacle_of
 from assay_kernels.rows import rows_of
 from assay_kernels.silu_mul import reference
 
 OP = Op("silu_mul")
-KINDS = (torch.bfloat16, torch.float16, torch.float32)
 _BLOCK, _WARPS = 4096, 8
 
 
@@ -61,11 +60,7 @@ def check(gate: Tensor, up: Tensor | None) -> None:
 
 def why_not(gate: Tensor) -> str | None:
     """What keeps this call from the kernels."""
-    if gate.dtype not in KINDS:
-        return f"gate is {gate.dtype}"
-    if interpreted() and gate.dtype != torch.float32:
-        return "Triton's interpreter is right in float32 only"
-    return obstacle_of(gate.device)
+    return dtype_misfit(gate, "gate is") or obstacle_of(gate.device)
 
 
 def _forward(gate: Tensor, up: Tensor) -> Tensor:
